@@ -1,0 +1,306 @@
+"""The one training loop.
+
+:func:`loop` repeats any update and makes it resumable; :func:`fit` is the usual update (loss, backward,
+clip, step) on top of it. Batches are addressed by their step number, so there is no position in the data to
+save: batch 117 is the same batch in every life of a run.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType, MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from thrifty.core.errors import InputError, NonFiniteError, RunError
+from thrifty.core.progress import Progress
+from thrifty.core.run import Run
+from thrifty.core.seeding import derive_seed
+
+Batch = TypeVar("Batch")
+Scalars = Mapping[str, float | Tensor]
+
+
+class Stateful(Protocol):
+    """Whatever has a state to save: modules, optimizers, schedulers, buffers."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+class Loss(NamedTuple):
+    """A loss with what is worth logging beside it."""
+
+    value: Tensor
+    metrics: Scalars = MappingProxyType({})
+
+
+class StoppedError(RunError):
+    """The run was asked to stop (SIGTERM or Ctrl-C); its checkpoint is on the disk."""
+
+
+class Shuffled:
+    """The indices of batch ``step`` of an endless shuffled pass over ``size`` examples.
+
+    Every epoch is a fresh permutation that depends on the seed and the epoch only. The last, short batch of
+    an epoch is kept unless ``drop_last``.
+
+    Parameters
+    ----------
+    size
+        Number of examples.
+    batch_size
+        Examples in a batch; at most ``size`` are given.
+    seed
+        Seed of the order.
+
+    Raises
+    ------
+    InputError
+        When there is no example.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int = 0, *, drop_last: bool = False) -> None:
+        if size < 1:
+            raise InputError("there are no examples to train on: the data set is empty")
+        if batch_size < 1:
+            raise InputError(f"batch size must be at least 1, not {batch_size}")
+        self.size, self.batch_size, self.seed = size, min(batch_size, size), seed
+        whole = self.size // self.batch_size
+        self.per_epoch = whole if drop_last else math.ceil(self.size / self.batch_size)
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.long)
+
+    def __call__(self, step: int) -> Tensor:
+        """The indices ``[B]`` of batch ``step``."""
+        epoch, batch = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+            self._order, self._epoch = torch.randperm(self.size, generator=generator), epoch
+        return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+def loop(
+    update: Callable[[int], Scalars],
+    run: Run,
+    steps: int,
+    state: Mapping[str, Stateful],
+    *,
+    save_every: int = 200,
+    log_every: int = 1,
+    label: str = "train",
+) -> None:
+    """Calls ``update(step)`` until ``steps`` are done, from where an earlier life of the run left off.
+
+    Parameters
+    ----------
+    update
+        Does one step and returns what to log; a value that is not finite ends the run with an error that
+        names the step.
+    run
+        Where metrics and checkpoints go.
+    steps
+        How many steps there are in all.
+    state
+        Everything whose state the next step depends on: modules, optimizers, schedulers, buffers. Global
+        generators are kept without being named.
+    save_every
+        Steps between checkpoints; one more is made at the end.
+    log_every
+        Steps between lines of metrics.
+    label
+        What the progress bar says.
+
+    Raises
+    ------
+    NonFiniteError
+        When an update returns NaN or infinity.
+    StoppedError
+        After SIGTERM or Ctrl-C, once the state is saved.
+    """
+    start = _restore(run, state)
+    with Progress(label, steps, start) as progress, _asked_to_stop() as asked:
+        for step in range(start, steps):
+            scalars = {name: float(value) for name, value in update(step).items()}
+            for name, value in scalars.items():
+                if not math.isfinite(value):
+                    raise NonFiniteError(
+                        f"{name} is {value} at step {step} (batch {step}): try a smaller learning rate, or look at "
+                        "that batch; the checkpoint before it is kept"
+                    )
+            if step % log_every == 0 or step + 1 == steps:
+                run.log(step, **scalars)
+            progress.update(note="  ".join(f"{k} {v:.4g}" for k, v in list(scalars.items())[:3]))
+            done = step + 1
+            if done % save_every == 0 or done == steps or asked():
+                run.save(done, _collect(state), wait=done == steps or asked())
+            if asked() and done < steps:
+                raise StoppedError(f"stopped at step {done} of {steps}: the same command goes on from there")
+
+
+def _collect(state: Mapping[str, Stateful]) -> dict[str, Any]:
+    return {name: part.state_dict() for name, part in state.items()}
+
+
+def _restore(run: Run, state: Mapping[str, Stateful]) -> int:
+    found = run.latest()
+    if found is None:
+        return 0
+    step, saved = found
+    for name, part in state.items():
+        part.load_state_dict(saved[name])
+    return step
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Turns the first SIGTERM or Ctrl-C into a question the loop can ask between two steps."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def note(_signal: int, _frame: FrameType | None) -> None:
+        if asked.is_set():  # a second time: at once
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def fit(
+    loss: Callable[[nn.Module, Batch], Loss | Tensor],
+    model: nn.Module,
+    batches: Callable[[int], Batch] | Sequence[Batch],
+    optimizer: torch.optim.Optimizer,
+    run: Run,
+    steps: int,
+    *,
+    clip_norm: float | None = 1.0,
+    accumulate: int = 1,
+    schedule: Callable[[int], float] | None = None,
+    state: Mapping[str, Stateful] | None = None,
+    save_every: int = 200,
+    log_every: int = 1,
+    label: str = "train",
+) -> nn.Module:
+    """Trains ``model`` on ``loss`` for ``steps`` optimizer steps; resumable, data-parallel under ``torchrun``.
+
+    Parameters
+    ----------
+    loss
+        ``loss(model, batch)``: a scalar tensor, or :class:`Loss` with metrics to log.
+    model
+        What is trained, in place.
+    batches
+        ``batches(i)``: batch number ``i``, the same each time it is asked for; or a list of batches, which is
+        gone through again and again. Process ``r`` of ``w`` gets the batches ``i * w + r``.
+    optimizer
+        Over the model's parameters.
+    run
+        Where metrics and checkpoints go, and which device is used.
+    steps
+        Optimizer steps in all.
+    clip_norm
+        Largest norm of the gradient; ``None`` leaves it.
+    accumulate
+        Batches whose mean gradient makes one step.
+    schedule
+        ``schedule(step)``: what the learning rates are multiplied by.
+    state
+        More to save beside model and optimizer.
+    save_every, log_every, label
+        As for :func:`loop`.
+
+    Returns
+    -------
+    nn.Module
+        ``model``.
+
+    Raises
+    ------
+    NonFiniteError
+        When a loss or the gradient's norm is not finite; the weights keep their last good values.
+    StoppedError
+        As for :func:`loop`.
+    """
+    from accelerate import Accelerator
+
+    fetch = batches if callable(batches) else _cycled(batches)
+    accelerator = Accelerator(cpu=run.device.type == "cpu")
+    model.to(accelerator.device)
+    prepared: nn.Module = accelerator.prepare_model(model)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    rates = [group["lr"] for group in optimizer.param_groups]
+
+    def update(step: int) -> Scalars:
+        prepared.train()
+        logged: dict[str, float] = {}
+        for part in range(accumulate):
+            index = (step * accumulate + part) * world + rank
+            result = loss(prepared, fetch(index))
+            value, metrics = (result.value, result.metrics) if isinstance(result, Loss) else (result, {})
+            if not torch.isfinite(value):
+                raise NonFiniteError(
+                    f"the loss is {float(value)} at step {step}, batch {index}: try a smaller learning rate, or look "
+                    "at that batch; the checkpoint before it is kept"
+                )
+            accelerator.backward(value / accumulate)
+            for name, scalar in {"loss": value.detach(), **metrics}.items():
+                logged[name] = logged.get(name, 0.0) + float(scalar) / accumulate
+        if clip_norm is not None:
+            logged["gradient_norm"] = float(accelerator.clip_grad_norm_(prepared.parameters(), clip_norm))
+            if not math.isfinite(logged["gradient_norm"]):
+                raise NonFiniteError(f"the gradient is not finite at step {step}: try a smaller learning rate")
+        if schedule is not None:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * schedule(step)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return logged
+
+    saved: dict[str, Stateful] = {"model": model, "optimizer": optimizer, **(state or {})}
+    loop(update, run, steps, saved, save_every=save_every, log_every=log_every, label=label)
+    model.eval()
+    return model
+
+
+def _cycled(batches: Sequence[Batch]) -> Callable[[int], Batch]:
+    if not len(batches):
+        raise InputError("there are no batches to train on: the data set is empty")
+    return lambda index: batches[index % len(batches)]
+
+
+def warmup_linear(steps: int, warmup: int = 0) -> Callable[[int], float]:
+    """A schedule that rises from 0 over ``warmup`` steps and falls linearly to 0 at ``steps``."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / max(warmup, 1)
+        return max(0.0, (steps - step) / max(steps - warmup, 1))
+
+    return factor
+
+
+def warmup_cosine(steps: int, warmup: int = 0, final: float = 0.0) -> Callable[[int], float]:
+    """A schedule that rises from 0 over ``warmup`` steps and falls along a cosine to ``final``."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / max(warmup, 1)
+        share = min(1.0, (step - warmup) / max(steps - warmup, 1))
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share))
+
+    return factor
