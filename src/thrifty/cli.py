@@ -43,7 +43,7 @@ class RunOptions:
     device
         ``auto``, ``cpu``, ``cuda``, ``mps`` ...
     dtype
-        Precision of loaded models: float32, bfloat16 or float16.
+        Precision of loaded language models: float32, bfloat16 or float16; ``auto`` takes what the device does fast.
     overwrite
         Replace a run that is in ``out``.
     json
@@ -53,7 +53,7 @@ class RunOptions:
     out: Path | None = None
     seed: int = 0
     device: str = "auto"
-    dtype: str = "float32"
+    dtype: str = "auto"
     overwrite: bool = False
     json: bool = False
 
@@ -128,6 +128,7 @@ def show(id: Annotated[str, tyro.conf.Positional], json: bool = False) -> None:
 
 def run(argv: Sequence[str]) -> None:
     """Run one method: ``thrifty run ID [--model M] [--data D] [--out DIR] [its hyper-parameters]``."""
+    from thrifty.claims.harness import versions
     from thrifty.core.method import load, load_room
     from thrifty.core.run import Run
     from thrifty.report.run import write_report
@@ -163,7 +164,7 @@ def run(argv: Sequence[str]) -> None:
         overwrite=options.overwrite,
     )
     with job:
-        summary = room.run(parsed.method, parsed.inputs, job)
+        summary = room.run(parsed.method, parsed.inputs, job) | {"versions": versions()}
         job.finish(summary)
     page = write_report(job.directory)
     if options.json:
@@ -174,7 +175,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def reproduce(
-    id: Annotated[str, tyro.conf.Positional],
+    id: Annotated[str | None, tyro.conf.Positional] = None,
     quick: bool = False,
     seeds: int | None = None,
     out: Path | None = None,
@@ -186,7 +187,8 @@ def reproduce(
     Parameters
     ----------
     id
-        The paper's id.
+        The paper's id. Without one: every claim that was never measured or whose code has changed since, one
+        after the other.
     quick
         Small sizes and one seed, under a minute: shows that all works; decides nothing.
     seeds
@@ -202,6 +204,10 @@ def reproduce(
     from thrifty.claims.harness import reproduce as measure_claim
     from thrifty.core.atomic import write_json
 
+    if id is None:
+        for outdated in catalogue.outdated():
+            reproduce(outdated, quick, seeds, out and out / outdated, store_result, json)
+        return
     claim = catalogue.load_claim(id)
     code = fingerprint(f"thrifty.claims.{id.replace('-', '_')}")
     config = {"command": "reproduce", "paper": id, "quick": quick, "seeds": seeds, "code": code}
@@ -326,17 +332,27 @@ def fetch(name: Annotated[str | None, tyro.conf.Positional] = None, json: bool =
     json
         Print as JSON.
     """
-    from thrifty.data.fetch import describe
+    from thrifty.data.assets import assets
+    from thrifty.data.fetch import cached
     from thrifty.data.fetch import fetch as bring
     from thrifty.report.tables import print_table
 
     if name is not None:
         path = bring(name)
         _print_json({"name": name, "path": str(path)}) if json else print(path)
-    elif json:
-        _print_json(describe())
-    else:
-        print_table(describe(), title="models and data")
+        return
+    rows = [
+        {
+            "name": asset.name,
+            "kind": asset.kind,
+            "MB": asset.megabytes,
+            "cached": "yes" if cached(asset.name) else "",
+            "licence": asset.licence,
+            "what": asset.about,
+        }
+        for asset in assets().values()
+    ]
+    _print_json(rows) if json else print_table(rows, title="models and data")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -410,19 +426,21 @@ def _quiet_libraries() -> None:
 def _parse(form: Callable[..., T], arguments: Sequence[str], program: str, description: str | None = None) -> T:
     """Calls a function or dataclass with the parsed arguments; what is wrong with them becomes one line."""
 
-    @functools.wraps(form, updated=())
     def later(*args: Any, **kwargs: Any) -> Callable[[], T]:
         return functools.partial(form, *args, **kwargs)
 
+    # A function is called only after its arguments are known to be right, so its own errors pass through.
+    parsed: Any = form if isinstance(form, type) else functools.update_wrapper(later, form)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            call: Callable[[], T] = tyro.cli(later, args=list(arguments), prog=program, description=description)
+            result = tyro.cli(parsed, args=list(arguments), prog=program, description=description)
     except SystemExit as leaving:
         if leaving.code != 2:
             raise
         raise InputError(f"{_one_line(said.getvalue())} (`{program} --help` lists the options)") from None
-    return call()
+    value: T = result if isinstance(form, type) else result()
+    return value
 
 
 def _one_line(box: str) -> str:
@@ -480,11 +498,11 @@ def _plain(value: Any) -> Any:
 
 
 def _print_claim(result: dict[str, Any]) -> None:
-    from thrifty.report.tables import claim_table, print_table
+    from thrifty.report.tables import claim_table, condition_table, print_table
 
     print_table(claim_table(result))
     if result.get("conditions"):
-        print_table(result["conditions"], title="conditions")
+        print_table(condition_table(result), title="conditions")
 
 
 def _print_json(value: Any) -> None:

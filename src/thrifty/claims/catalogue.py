@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thrifty.claims import store
-from thrifty.claims.harness import Claim
 from thrifty.core import index
 from thrifty.core.errors import InputError
+
+if TYPE_CHECKING:
+    from thrifty.claims.harness import Claim
 
 
 def rows(room: str | None = None, have: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -62,3 +64,14 @@ def load_claim(paper_id: str) -> Claim:
             raise
         raise InputError(f"{paper_id} has no claim to reproduce yet: `thrifty list` shows which have") from error
     return claim
+
+
+def outdated() -> list[str]:
+    """Ids of the implemented papers whose claim was never measured, or whose code has changed since."""
+    found = []
+    for paper in index.papers().values():
+        if index.implemented(paper):
+            result = store.read(paper.id)
+            if result is None or result["status"] == "stale":
+                found.append(paper.id)
+    return found

@@ -82,5 +82,3 @@ def compare(
         "seeds": list(range(count)),
         "versions": versions(),
     }
-
-

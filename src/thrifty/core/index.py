@@ -60,6 +60,8 @@ class Paper:
         The authors' implementation as ``"owner/repo"``, empty when there is none.
     licence
         SPDX name of that code's licence, ``"none"`` without a licence file, empty without code.
+    added
+        The day it was implemented here, ``YYYY-MM-DD``; empty until then.
     """
 
     id: str
@@ -74,6 +76,7 @@ class Paper:
     gives: tuple[str, ...]
     code: str
     licence: str
+    added: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +90,10 @@ class Index:
 
 _TYPES: dict[str, type] = dict.fromkeys((field.name for field in dataclasses.fields(Paper)), str)
 _TYPES |= {"year": int, "needs": list, "gives": list}
-_MAY_BE_EMPTY = {"code", "licence"}
+_MAY_BE_EMPTY = {"code", "licence", "added"}
 _ID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}")
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 def parse(text: str) -> Index:
@@ -126,6 +130,7 @@ def parse(text: str) -> Index:
 
 def _read_entry(entry: Mapping[str, Any], position: int, vocabulary: Mapping[str, str]) -> Paper:
     label = f"paper {entry['id']!r}" if entry.get("id") else f"paper number {position}"
+    entry = {"added": "", **entry}
     missing = ", ".join(name for name in _TYPES if name not in entry)
     if missing:
         raise ValueError(f"{label}: missing {missing}")
@@ -143,6 +148,8 @@ def _read_entry(entry: Mapping[str, Any], position: int, vocabulary: Mapping[str
         raise ValueError(f"{label}: arxiv must look like '2308.07707', is {entry['arxiv']!r}")
     if entry["room"] not in ROOMS:
         raise ValueError(f"{label}: unknown room {entry['room']!r}; {nearest(entry['room'], ROOMS)}")
+    if entry["added"] and not _DAY.fullmatch(entry["added"]):
+        raise ValueError(f"{label}: added must be a day such as '2026-11-23', is {entry['added']!r}")
     for name in ("needs", "gives"):
         _check_words(f"{label}: {name}", entry[name], vocabulary)
     values: dict[str, Any] = dict(entry)

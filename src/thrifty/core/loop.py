@@ -93,7 +93,7 @@ def loop(
     steps: int,
     state: Mapping[str, Stateful],
     *,
-    save_every: int = 200,
+    save_every: int | None = 200,
     log_every: int = 1,
     label: str = "train",
 ) -> None:
@@ -112,7 +112,8 @@ def loop(
         Everything whose state the next step depends on: modules, optimizers, schedulers, buffers. Global
         generators are kept without being named.
     save_every
-        Steps between checkpoints; one more is made at the end.
+        Steps between checkpoints; one more is made at the end. ``None``: none at all, for short parts of a job that
+        starts them anew.
     log_every
         Steps between lines of metrics.
     label
@@ -138,10 +139,10 @@ def loop(
             if step % log_every == 0 or step + 1 == steps:
                 run.log(step, **scalars)
             progress.update(note="  ".join(f"{k} {v:.4g}" for k, v in list(scalars.items())[:3]))
-            done = step + 1
-            if done % save_every == 0 or done == steps or asked():
-                run.save(done, _collect(state), wait=done == steps or asked())
-            if asked() and done < steps:
+            done, stopping = step + 1, asked()
+            if save_every is not None and (done % save_every == 0 or done == steps or stopping):
+                run.save(done, _collect(state), wait=done == steps or stopping)
+            if stopping and done < steps:
                 raise StoppedError(f"stopped at step {done} of {steps}: the same command goes on from there")
 
 
@@ -192,7 +193,7 @@ def fit(
     accumulate: int = 1,
     schedule: Callable[[int], float] | None = None,
     state: Mapping[str, Stateful] | None = None,
-    save_every: int = 200,
+    save_every: int | None = 200,
     log_every: int = 1,
     label: str = "train",
 ) -> nn.Module:
@@ -254,8 +255,8 @@ def fit(
             value, metrics = (result.value, result.metrics) if isinstance(result, Loss) else (result, {})
             if not torch.isfinite(value):
                 raise NonFiniteError(
-                    f"the loss is {float(value)} at step {step}, batch {index}: try a smaller learning rate, or look "
-                    "at that batch; the checkpoint before it is kept"
+                    f"the loss is {float(value.detach())} at step {step}, batch {index}: try a smaller learning "
+                    "rate, or look at that batch; the checkpoint before it is kept"
                 )
             accelerator.backward(value / accumulate)
             for name, scalar in {"loss": value.detach(), **metrics}.items():

@@ -52,19 +52,29 @@ def pick_device(device: str) -> torch.device:
         raise InputError(f"device {device!r} can't be used here: give --device cpu or auto") from error
 
 
-def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """The dtype of that name.
+def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of that name; ``auto`` is bfloat16 where the device multiplies it fast, else float32.
 
     Raises
     ------
     InputError
-        When it is none of float32, bfloat16 and float16.
+        When it is none of auto, float32, bfloat16 and float16.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if _fast_bfloat16(device) else torch.float32
     if dtype not in _DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown: {nearest(dtype, _DTYPES)}")
+        raise InputError(f"dtype {dtype!r} is unknown: {nearest(dtype, ['auto', *_DTYPES])}")
     return _DTYPES[dtype]
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Only a matrix unit makes bfloat16 faster than float32 on a CPU; elsewhere it is emulated.
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return device.type == "cpu" and bool(amx())
 
 
 class Run:
@@ -82,7 +92,7 @@ class Run:
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` ...
     dtype
-        ``"float32"``, ``"bfloat16"`` or ``"float16"``: what models are loaded in.
+        ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``: what language models are loaded in.
     config
         What is run, as JSON-able values. A directory that holds an unfinished run of the same configuration
         is gone on with; anything else that is there stays untouched and raises.
@@ -104,7 +114,7 @@ class Run:
         *,
         seed: int = 0,
         device: str = "auto",
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype = "auto",
         config: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         keep: int = 2,
@@ -112,7 +122,7 @@ class Run:
         self.directory = Path(directory)
         self.seed = seed
         self.device = pick_device(device)
-        self.dtype = pick_dtype(dtype)
+        self.dtype = pick_dtype(dtype, self.device)
         self.config: dict[str, Any] = json.loads(json.dumps({**(config or {}), "seed": seed}))
         self._lock = self._claim(overwrite)
         self._keep = keep
@@ -286,7 +296,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{directory} is no run: it has no readable {CONFIG}") from error
     if not isinstance(config, dict):
         raise InputError(f"{directory / CONFIG} should hold an object")

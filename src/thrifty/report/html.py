@@ -13,7 +13,7 @@ from thrifty.report.tables import Best, columns, is_numeric, text_of
 
 GENERATOR = f"thrifty {__version__}"
 _VOID = frozenset({"br", "hr", "img", "input", "link", "meta"})
-_KINDS = {".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+PICTURES = {".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 # Each status has a sign of its own, so that colour never carries the meaning alone.
 STATUSES = {
     "holds": "✓",
@@ -41,7 +41,7 @@ def join(*children: object) -> Html:
     return Html("".join(escape(child) for child in children))
 
 
-def tag(name: str, *children: object, **attributes: object) -> Html:
+def tag(name: str, /, *children: object, **attributes: object) -> Html:
     """An element.
 
     Parameters
@@ -111,9 +111,7 @@ def table(rows: Sequence[Mapping[str, object]], caption: str = "") -> Html:
     names = columns(rows)
     right = {name for name in names if is_numeric(row.get(name) for row in rows)}
     header = tag("tr", *(tag("th", name, scope="col", class_="number" if name in right else None) for name in names))
-    body = [
-        tag("tr", *(_cell(row.get(name), name in right) for name in names)) for row in rows
-    ]
+    body = [tag("tr", *(_cell(row.get(name), name in right) for name in names)) for row in rows]
     title = tag("caption", caption) if caption else ""
     inner = tag("table", title, tag("thead", header), tag("tbody", *body))
     # A region that scrolls must be reachable by keyboard.
@@ -135,7 +133,9 @@ def badge(status: str, text: str = "") -> Html:
 def embedded(path: Path, alt: str) -> Html:
     """An image file as part of the page."""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return tag("img", src=f"data:{_KINDS[path.suffix.lower()]};base64,{data}", alt=alt, class_="plot", decoding="async")
+    return tag(
+        "img", src=f"data:{PICTURES[path.suffix.lower()]};base64,{data}", alt=alt, class_="plot", decoding="async"
+    )
 
 
 def pairs(values: Mapping[str, object]) -> Html:

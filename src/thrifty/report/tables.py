@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 Row = Mapping[str, object]
-NOTHING = "–"
+NOTHING = "\N{EN DASH}"
 
 
 class Best(str):
@@ -142,9 +142,9 @@ def condition_table(result: Mapping[str, Any]) -> list[dict[str, object]]:
     return [
         {
             "condition": row["condition"],
+            "verdict": row["verdict"],
             "difference [95% interval]": interval(row["mean"], row["low"], row["high"]),
             "must exceed": number(row["margin"]),
-            "verdict": row["verdict"],
         }
         for row in result["conditions"]
     ]

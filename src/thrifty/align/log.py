@@ -1,0 +1,71 @@
+"""Logged answers with their scores, read from a user's file or from the package."""
+
+from __future__ import annotations
+
+import math
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from thrifty.core.errors import InputError
+from thrifty.data.readers import read, require_columns
+from thrifty.lm.sequences import Sequences
+
+EMBEDDED_LOG = "arithmetic"
+
+
+def embedded_log() -> Path:
+    """The log of SmolLM2-135M-Instruct's own answers to small arithmetic problems."""
+    return Path(str(files("thrifty.align"))) / "arithmetic.jsonl"
+
+
+def read_log(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    reward: str = "reward",
+    max_length: int = 1024,
+    limit: int | None = None,
+) -> Sequences:
+    """Logged answers with their scores as sequences.
+
+    Parameters
+    ----------
+    source
+        A file or directory that :func:`thrifty.data.readers.read` reads, or ``arithmetic``.
+    tokenizer
+        Of the model that is trained.
+    reward
+        The column of the scores.
+    max_length
+        In tokens.
+    limit
+        Only the first so many.
+
+    Raises
+    ------
+    InputError
+        For a missing column, or a score that is no finite number (the record is named).
+    """
+    records = read(embedded_log() if source == EMBEDDED_LOG else source)
+    require_columns(records, ["prompt", "completion", reward], source)
+    rows = list(records)[:limit]
+    scores = []
+    for number, row in enumerate(rows, start=1):
+        score = row[reward]
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise InputError(
+                f"{source}: {reward} of record {number} is {score!r}: give a finite number, or leave it out"
+            )
+        scores.append(float(score))
+    data = Sequences.from_records(rows, tokenizer, max_length=max_length)
+    return data.with_columns(reward=torch.tensor(scores), group=_groups(rows))
+
+
+def _groups(rows: list[dict[str, Any]]) -> torch.Tensor:
+    """The number of each record's prompt, in order of first appearance."""
+    seen: dict[str, int] = {}
+    return torch.tensor([seen.setdefault(str(row["prompt"]), len(seen)) for row in rows])

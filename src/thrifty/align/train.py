@@ -1,0 +1,208 @@
+"""Training on logged sequences, once or in rounds of sampling, scoring and training."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from thrifty.align.base import Objective, Training
+from thrifty.core.checkpoint import load_tree, save_tree
+from thrifty.core.errors import InputError, RunError
+from thrifty.core.loop import Loss, Shuffled, fit
+from thrifty.core.run import Run
+from thrifty.lm.logps import token_logps
+from thrifty.lm.sample import sample
+from thrifty.lm.sequences import Sequences
+
+_log = logging.getLogger("thrifty")
+Reward = Callable[[list[str], list[str]], Sequence[float]]
+"""``reward(prompts, completions)``: one score a completion."""
+
+
+def train(
+    model: PreTrainedModel,
+    objective: Objective,
+    data: Sequences,
+    run: Run,
+    training: Training | None = None,
+    *,
+    save_every: int | None = 50,
+) -> PreTrainedModel:
+    """Trains a language model in place on logged sequences; resumable.
+
+    Parameters
+    ----------
+    model
+        Any causal language model of Hugging Face's kind, adapters included.
+    objective
+        A method of the room, such as ``TOPR()``.
+    data
+        Sequences with the columns that the method needs.
+    run
+        Where metrics and checkpoints go.
+    training
+        How long and how fast; the method's own when ``None``.
+    save_every
+        Steps between checkpoints; ``None`` for none.
+
+    Returns
+    -------
+    PreTrainedModel
+        ``model``.
+
+    Raises
+    ------
+    InputError
+        When the data are empty or lack what the method needs.
+    """
+    training = training or objective.training
+    if not len(data):
+        raise InputError("there is no sequence to train on: the data set is empty")
+    prepared = objective.prepare(data)
+    micro = min(training.micro_batch_size, training.batch_size, len(prepared))
+    order = Shuffled(len(prepared), micro, run.seed)
+
+    def loss(net: nn.Module, indices: Tensor) -> Loss:
+        return objective.loss(net, prepared.select(indices).trim().to(run.device))
+
+    fit(
+        loss,
+        model,
+        order,
+        training.build_optimizer(model),
+        run,
+        training.steps(len(prepared)),
+        clip_norm=training.clip_norm,
+        accumulate=max(1, min(training.batch_size, len(prepared)) // micro),
+        schedule=(lambda step: min(1.0, (step + 1) / training.warmup_steps)) if training.warmup_steps else None,
+        save_every=save_every,
+    )
+    return model
+
+
+def iterate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    objective: Objective,
+    prompts: Sequence[str],
+    reward: Reward,
+    run: Run,
+    *,
+    iterations: int,
+    samples: int,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    training: Training | None = None,
+) -> PreTrainedModel:
+    """Rounds of sampling from the present policy, scoring, and training on what was sampled.
+
+    Every round's data set counts as logged by the policy at its start. A round's answers are kept in its stage, so
+    that a resumed run samples nothing twice.
+
+    Parameters
+    ----------
+    model, tokenizer
+        A causal language model and its tokenizer; trained in place.
+    objective
+        A method of the room.
+    prompts
+        What to answer.
+    reward
+        Scores completions.
+    run
+        Every round is a stage of it.
+    iterations
+        Number of rounds.
+    samples
+        Answers to each prompt in a round.
+    max_new_tokens
+        Longest answer, in tokens.
+    temperature
+        Of the sampling.
+    training
+        As for :func:`train`, for each round.
+
+    Raises
+    ------
+    RunError
+        When the reward function returns the wrong number of scores, or one that is not finite.
+    """
+    for iteration in range(iterations):
+        stage = run.stage(f"iteration-{iteration + 1}")
+        file = stage.directory / "answers.safetensors"
+        if not file.exists():
+            answers = sample(
+                model,
+                tokenizer,
+                list(prompts),
+                n=samples,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                generator=stage.generator("answers"),
+            )
+            rewards = _scored(reward, [prompts[i] for i in answers["group"].tolist()], answers.texts(tokenizer))
+            _keep(file, answers.with_columns(reward=torch.tensor(rewards)))
+        data = _kept(file)
+        share = float((data["reward"] > 0).float().mean())
+        _log.info("round %d of %d: %.0f%% of %d answers are right", iteration + 1, iterations, 100 * share, len(data))
+        train(model, objective, data, stage, training)
+    return model
+
+
+def _scored(reward: Reward, prompts: list[str], completions: list[str]) -> list[float]:
+    scores = [float(score) for score in reward(prompts, completions)]
+    if len(scores) != len(completions):
+        raise RunError(f"the reward function returned {len(scores)} scores for {len(completions)} completions")
+    for prompt, score in zip(prompts, scores, strict=True):
+        if not math.isfinite(score):
+            raise RunError(f"the reward function returned {score} for a completion of the prompt {prompt[:80]!r}")
+    return scores
+
+
+def _keep(file: Path, data: Sequences) -> None:
+    save_tree(
+        file,
+        {
+            "input_ids": data.input_ids,
+            "attention_mask": data.attention_mask,
+            "response_mask": data.response_mask,
+            "columns": dict(data.columns),
+        },
+    )
+
+
+def _kept(file: Path) -> Sequences:
+    return Sequences(**load_tree(file))
+
+
+@torch.no_grad()
+def with_behaviour_logps(model: PreTrainedModel, data: Sequences, run: Run, batch_size: int = 16) -> Sequences:
+    """Adds ``behaviour_logps`` where the log has none, as if the model given had sampled the answers.
+
+    Parameters
+    ----------
+    model
+        The model before training.
+    data
+        Logged sequences; given back as they are when they have the column.
+    run
+        Says which device is used.
+    batch_size
+        Sequences in one forward pass.
+    """
+    if "behaviour_logps" in data.columns:
+        return data
+    _log.info("the log has no behaviour_logps: the model given is taken for the one that answered")
+    model.to(run.device)
+    logps = torch.zeros(data.input_ids.shape)
+    for start in range(0, len(data), batch_size):
+        indices = torch.arange(start, min(start + batch_size, len(data)))
+        part = token_logps(model, data.select(indices).to(run.device))
+        logps[indices] = part.float().cpu()
+    return data.with_columns(behaviour_logps=logps)
