@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from thrifty.align.arithmetic import LEARNING_RATES, Setting, answer_after, default_topr, prepare
+from thrifty.align.arithmetic import Setting, answer_after, default_topr, prepare
 from thrifty.align.base import Objective
 from thrifty.align.sft import SFT, naive_reinforce
 from thrifty.core.errors import ThriftyError
@@ -37,7 +37,7 @@ def main() -> int:
         setting: Setting = prepare(seed=0, quick=False, directory=Path(scratch))
         for name, method in ARMS.items():
             print(f"... {name}", flush=True)
-            measured, seconds = answer_after(method, setting, LEARNING_RATES[type(method).__name__])
+            measured, seconds = answer_after(method, setting)
             rows.append(
                 {
                     "method": name,

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 import tyro
-from thrifty.lm.load import load_lm
-from thrifty.lm.sample import sample
 
+from thrifty.align.log import LONGEST_ANSWER, as_logged
 from thrifty.core.run import pick_dtype
 from thrifty.data.readers import write_jsonl
 from thrifty.data.tasks import arithmetic
+from thrifty.lm.load import load_lm
+from thrifty.lm.sample import sample
 
 
 def main(out: Path, model: str = "smollm2-135m-instruct", problems: int = 250, samples: int = 4, seed: int = 0) -> None:
@@ -38,13 +39,13 @@ def main(out: Path, model: str = "smollm2-135m-instruct", problems: int = 250, s
     """
     task = arithmetic()
     lm, tokenizer = load_lm(model, dtype=pick_dtype("auto", torch.device("cpu")))
-    asked = task.problems(problems, seed, "train")
+    asked = as_logged(task.problems(problems, seed, "train"))
     answers = sample(
         lm,
         tokenizer,
         [problem.prompt for problem in asked],
         n=samples,
-        max_new_tokens=64,
+        max_new_tokens=LONGEST_ANSWER,
         generator=torch.Generator().manual_seed(seed),
     )
     records = []

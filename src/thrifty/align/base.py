@@ -64,6 +64,13 @@ class Training:
         """Optimizer steps for that many examples, at least one."""
         return max(1, round(self.epochs * examples / min(self.batch_size, examples)))
 
+    def as_many_steps(self, examples: int, kept: int) -> Training:
+        """The training that takes as many steps on ``kept`` examples as this one on ``examples``.
+
+        So that a method that drops answers gets the same budget as one that learns from all of them.
+        """
+        return replace(self, epochs=self.steps(examples) * min(self.batch_size, kept) / kept)
+
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer over float32 copies of what is trained.
 
@@ -84,6 +91,31 @@ class Training:
             parameters,
             lambda p: torch.optim.AdamW(p, lr=self.learning_rate, weight_decay=self.weight_decay, foreach=True),
         )
+
+
+def train_last_layers(model: nn.Module, count: int | None) -> None:
+    """Leaves only the last ``count`` decoder layers and the final norm to train, or everything when ``None``.
+
+    The backward pass ends at the lowest trained layer, so fewer layers take less time as well as less memory.
+
+    Raises
+    ------
+    InputError
+        When the model has fewer layers, or its layers are not found.
+    """
+    if count is None:
+        return
+    body = getattr(model, "base_model", model)
+    layers = next((part for part in (getattr(body, name, None) for name in ("layers", "h")) if part is not None), None)
+    if not isinstance(layers, nn.ModuleList) or not 1 <= count <= len(layers):
+        found = len(layers) if isinstance(layers, nn.ModuleList) else "no list of"
+        raise InputError(f"can't train the last {count} layers: the model has {found} layers")
+    model.requires_grad_(False)
+    for layer in layers[-count:]:
+        layer.requires_grad_(True)
+    for name in ("norm", "ln_f", "final_layernorm"):
+        if isinstance(getattr(body, name, None), nn.Module):
+            getattr(body, name).requires_grad_(True)
 
 
 def overridden(training: Training, given: object) -> Training:

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from thrifty.core.errors import InputError
 from thrifty.data.readers import read, require_columns
+from thrifty.data.tasks import Problem
+from thrifty.lm.records import from_records
 from thrifty.lm.sequences import Sequences
 
 EMBEDDED_LOG = "arithmetic"
+INSTRUCTION = " Answer in one short sentence."
+LONGEST_ANSWER = 32  # tokens, in the embedded log
 
 
 def embedded_log() -> Path:
     """The log of SmolLM2-135M-Instruct's own answers to small arithmetic problems."""
     return Path(str(files("thrifty.align"))) / "arithmetic.jsonl"
+
+
+def as_logged(problems: Sequence[Problem]) -> list[Problem]:
+    """Problems in the words in which the embedded log asked them."""
+    return [replace(problem, prompt=problem.prompt + INSTRUCTION) for problem in problems]
 
 
 def read_log(
@@ -53,19 +63,19 @@ def read_log(
     records = read(embedded_log() if source == EMBEDDED_LOG else source)
     require_columns(records, ["prompt", "completion", reward], source)
     rows = list(records)[:limit]
-    scores = []
+    group = _groups(rows)
+    scored = []
     for number, row in enumerate(rows, start=1):
         score = row[reward]
         if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
             raise InputError(
-                f"{source}: {reward} of record {number} is {score!r}: give a finite number, or leave it out"
+                f"{source}: {reward} of record {number} is {score!r}: give a finite number, or leave the record out"
             )
-        scores.append(float(score))
-    data = Sequences.from_records(rows, tokenizer, max_length=max_length)
-    return data.with_columns(reward=torch.tensor(scores), group=_groups(rows))
+        scored.append({**row, "reward": float(score), "group": group[number - 1]})
+    return from_records(scored, tokenizer, max_length=max_length, columns=("reward", "group"))
 
 
-def _groups(rows: list[dict[str, Any]]) -> torch.Tensor:
+def _groups(rows: list[dict[str, Any]]) -> list[int]:
     """The number of each record's prompt, in order of first appearance."""
     seen: dict[str, int] = {}
-    return torch.tensor([seen.setdefault(str(row["prompt"]), len(seen)) for row in rows])
+    return [seen.setdefault(str(row["prompt"]), len(seen)) for row in rows]

@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from thrifty.align.arithmetic import ARITHMETIC
-from thrifty.align.base import Objective, overridden
+from thrifty.align.base import Objective, overridden, train_last_layers
 from thrifty.align.evaluate import Accuracy, evaluate
-from thrifty.align.log import EMBEDDED_LOG, read_log
+from thrifty.align.log import EMBEDDED_LOG, as_logged, read_log
 from thrifty.align.train import iterate, train, with_behaviour_logps
 from thrifty.core.errors import InputError
 from thrifty.core.method import Room
@@ -52,6 +52,8 @@ class Inputs:
         Longest logged prompt and answer together, in tokens; longer ones are cut at the end.
     limit
         Train on the first so many logged answers (or problems, with ``iterations``); all by default.
+    trainable_layers
+        Train only so many of the last layers, which takes less time and memory; all by default.
     optimizer
         ``adamw`` or ``adafactor``; the method's own by default.
     learning_rate
@@ -74,6 +76,7 @@ class Inputs:
     max_new_tokens: int = 64
     max_length: int = 1024
     limit: int | None = None
+    trainable_layers: int | None = None
     optimizer: Literal["adamw", "adafactor"] | None = None
     learning_rate: float | None = 1e-5
     batch_size: int | None = None
@@ -87,6 +90,7 @@ def run(method: Objective, inputs: Inputs, run: Run) -> dict[str, Any]:
     The trained model is saved to ``model`` in the run's directory and loads with ``from_pretrained``.
     """
     model, tokenizer = load_lm(inputs.model, dtype=run.dtype, device=run.device)
+    train_last_layers(model, inputs.trainable_layers)
     problems_of = _task(inputs)
     data = None if inputs.iterations else _log(inputs, model, tokenizer, run)
     training = overridden(method.training, inputs)
@@ -146,6 +150,8 @@ def _measure(
     row: dict[str, Any] = {}
     if task is not None:
         asked = task.problems(inputs.problems, run.seed, "test")
+        if inputs.data == EMBEDDED_LOG:
+            asked = as_logged(asked)
         row |= accuracy_row(
             evaluate(model, tokenizer, task, asked, max_new_tokens=inputs.max_new_tokens, seed=run.seed)
         )

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thrifty.adapt import room
+from thrifty.adapt.nmc import NMC
+from thrifty.adapt.room import ROOM, Inputs
+from thrifty.core.errors import InputError, RunError
+from thrifty.core.run import Run
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+def features(path: Path, classes: int = 4, domains: bool = True) -> str:
+    random = np.random.default_rng(0)
+    y = np.repeat([f"class {i}" for i in range(classes)], 20)
+    x = np.eye(classes)[np.repeat(np.arange(classes), 20)] + 0.1 * random.normal(size=(len(y), classes))
+    np.savez(path, x=x, y=y, **({"domain": np.arange(len(y)) % 3} if domains else {}))
+    return str(path)
+
+
+def run(inputs: Inputs, directory: Path, method: Any = None) -> dict[str, Any]:
+    with Run(directory, seed=0, device="cpu") as job:
+        return ROOM.run(method or NMC(), inputs, job)
+
+
+def test_features_file_gives_table_sessions_and_a_head_that_loads(tmp_path: Path) -> None:
+    data = features(tmp_path / "f.npz")
+    found = run(Inputs(data=data, tasks=2), tmp_path / "run")
+    assert [row["head"] for row in found["table"]] == ["nmc", "sequential head", "joint head"]
+    assert found["table"][0]["final_accuracy"] > 0.9
+    assert found["table"][0]["final_accuracy"] > found["table"][1]["final_accuracy"]
+    assert len(found["sessions"]["nmc"]) == 2
+    assert found["classes"] == ["class 0", "class 1", "class 2", "class 3"]
+    head = NMC.load(found["head"])
+    assert head.predict(np.eye(4)).tolist() == found["classes"]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(("stream", "sessions"), [("domain", 3), ("overlapping", 2)])
+def test_other_streams(stream: Any, sessions: int, tmp_path: Path) -> None:
+    data = features(tmp_path / "f.npz")
+    found = run(Inputs(data=data, tasks=2, stream=stream), tmp_path / "run", NMC(metric="cosine"))
+    assert len(found["sessions"]["nmc"]) == sessions
+    assert NMC.load(found["head"]).metric == "cosine"
+
+
+def test_pictures_through_pixels(tmp_path: Path) -> None:
+    for name, bright in (("left", slice(0, 2)), ("right", slice(2, 4))):
+        (tmp_path / "p" / name).mkdir(parents=True)
+        for number in range(6):
+            picture = np.full((4, 4), 10 * number, np.uint8)
+            picture[:, bright] = 200
+            Image.fromarray(picture).save(tmp_path / "p" / name / f"{number}.png")
+    found = run(Inputs(data=str(tmp_path / "p"), model="pixels", tasks=2, test_share=0.3), tmp_path / "run")
+    assert found["encoder"] == "pixels"
+    assert found["table"][0]["final_accuracy"] == 1
+
+
+def test_texts_take_minilm_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def length_encoder(name: str, **_: Any) -> Any:
+        asked.append(name)
+        return lambda texts: np.array([[len(text), 1.0] for text in texts])
+
+    monkeypatch.setattr(room, "load_encoder", length_encoder)
+    rows = "".join(f"{'word ' * (1 if i % 2 else 30)},{'short' if i % 2 else 'long'}\n" for i in range(20))
+    (tmp_path / "t.csv").write_text("text,label\n" + rows)
+    found = run(Inputs(data=str(tmp_path / "t.csv"), tasks=2), tmp_path / "run")
+    assert asked == ["minilm"]
+    assert found["table"][0]["final_accuracy"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": "pixels"}, "the model 'pixels' does not fit: f.npz holds features"),
+        ({"tasks": 9}, "4 classes can't be split into 9 tasks"),
+        ({"stream": "domain"}, "f.npz says no domains"),
+    ],
+)
+def test_wrong_inputs_are_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    data = features(tmp_path / "f.npz", domains=False)
+    with pytest.raises(InputError, match=said):
+        run(Inputs(data=data, **change), tmp_path / "run")
+
+
+def test_not_finite_features_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz", x=np.full((4, 2), np.nan), y=[0, 0, 1, 1])
+    with pytest.raises(InputError, match=r"f\.npz: feature row 0 holds NaN"):
+        run(Inputs(data=str(tmp_path / "f.npz"), tasks=2), tmp_path / "run")
+
+
+def test_other_methods_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="int is no head"):
+        run(Inputs(), tmp_path / "run", 3)
+    with pytest.raises(InputError, match="int is no head"):
+        ROOM.tasks["digits"].evaluate(3, None)
+
+
+def test_a_head_that_does_not_read_back_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = features(tmp_path / "f.npz")
+    monkeypatch.setattr(NMC, "load", classmethod(lambda cls, path: NMC().fit(np.eye(4), ["x", "y", "z", "w"])))
+    with pytest.raises(RunError, match="does not predict what was saved"):
+        run(Inputs(data=data, tasks=2), tmp_path / "run")
+
+
+def test_digits_task_compares_methods_and_baselines(tmp_path: Path) -> None:
+    task = ROOM.tasks["digits"]
+    problem = task.prepare(0, True, tmp_path)
+    rows = {"nmc": task.evaluate(NMC(), problem), "cosine": task.evaluate(task.variants["cosine NCM"](), problem)}
+    rows |= {name: baseline(problem) for name, baseline in task.baselines.items()}
+    for row in rows.values():
+        assert {name.lstrip("-") for name in task.metrics} == row.keys()
+    final = {name: row["final_accuracy"] for name, row in rows.items()}
+    assert final["sequential head"] < 0.4 < final["nmc"] < final["joint head"] + 0.1
