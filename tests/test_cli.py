@@ -218,10 +218,14 @@ def test_compare_runs_methods_variants_and_baselines(capsys: Captured, toy: None
     assert "adding" in refused(capsys, "compare", "forget", "--task", "subtracting")
 
 
+BENCH_ROW = {
+    "name": "a / b", "ratio": 2, "ours": 4.0, "peer": 2.0, "unit": "s", "runs": [2], "min": 2, "median": 2, "max": 2,
+    "target": ">= 1", "ok": True,
+}  # fmt: skip
+
+
 def test_bench_prints_its_rows(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "thrifty.bench.load_bench", lambda name: lambda quick: [{"name": name, "ratio": 2, "runs": [2]}]
-    )
+    monkeypatch.setattr("thrifty.bench.load_bench", lambda name: lambda quick: [BENCH_ROW])
     assert cli.main(["bench", "core", "--quick", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["ratio"] == 2
     assert cli.main(["bench", "core"]) == 0

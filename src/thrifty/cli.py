@@ -293,7 +293,16 @@ def bench(name: Annotated[str, tyro.conf.Positional], quick: bool = False, json:
     if json:
         _print_json(rows)
         return
-    print_table([{k: v for k, v in row.items() if k != "runs"} for row in rows], title=f"bench {name}")
+    shown = [
+        {
+            "what": row["name"],
+            "ratio [min, max]": f"{row['median']:.3g} [{row['min']:.3g}, {row['max']:.3g}]",
+            "ours, peer": f"{row['ours']:.3g}, {row['peer']:.3g} {row['unit']}",
+            "target": f"{row['target']}: {'met' if row['ok'] else 'missed'}",
+        }
+        for row in rows
+    ]
+    print_table(shown, title=f"bench {name}")
 
 
 def report(

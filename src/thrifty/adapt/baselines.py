@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -21,6 +20,7 @@ from thrifty.adapt.nmc import NMC, normalise_rows
 from thrifty.adapt.stream import Stream
 from thrifty.core.errors import InputError
 from thrifty.core.seeding import generator
+from thrifty.core.threads import one_thread
 
 TEMPERATURE = 2.0
 
@@ -44,18 +44,6 @@ def pulled_back(
 ) -> Float[Tensor, "C D1"]:
     """The proximal step of ``strength / 2 (weight - before)²``: unlike its gradient step it can't overshoot."""
     return (weight + strength * before) / (1 + strength)
-
-
-@contextlib.contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """On a busy CPU, products as small as a linear head's take many times longer on several threads."""
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(eq=False, repr=False)
@@ -136,7 +124,7 @@ class LinearHead(StreamingHead):
         z, codes = self._inputs(features), self._codes(labels)
         known = torch.from_numpy(np.isin(self.classes_, old)).to(z.device)
         draw = generator(self.seed, "session", self.sessions_)
-        with _one_thread(z.device):
+        with one_thread():
             self._train(z, codes, known, draw)
         if self.ewc:
             self.fisher_ += fisher_diagonal(self.weight_, z, codes)

@@ -18,9 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from thrifty.align.base import Objective, Training
 from thrifty.align.sft import SFT
-from thrifty.align.train import train
+from thrifty.align.training import train
 from thrifty.core.run import Run
 from thrifty.core.seeding import derive_seed
+from thrifty.core.threads import one_thread
 from thrifty.lm.sample import sample
 from thrifty.lm.sequences import Sequences, from_rows
 
@@ -90,6 +91,7 @@ def judge(pairs: Sequence[tuple[int, int]], answers: Sequences) -> tuple[Tensor,
     return torch.tensor(right), torch.tensor(invalid)
 
 
+@one_thread()
 def prepare(seed: int, quick: bool, directory: Path) -> Addition:
     """The decoder, its log, and prompts for validation and test."""
     draw = torch.Generator().manual_seed(derive_seed(seed, "prompts"))
@@ -148,6 +150,7 @@ def scores(model: PreTrainedModel, pairs: Sequence[tuple[int, int]], seed: int) 
     return {"accuracy": float(right.float().mean()), "invalid answers": float(invalid.float().mean())}
 
 
+@one_thread()
 def measure(make: Callable[[], Objective] | None, setting: Addition) -> Mapping[str, float]:
     """Trains at each learning rate, keeps what is best on the validation prompts, and tests that.
 

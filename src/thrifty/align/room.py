@@ -12,7 +12,7 @@ from thrifty.align.arithmetic import ARITHMETIC
 from thrifty.align.base import Objective, overridden, train_last_layers
 from thrifty.align.evaluate import Accuracy, evaluate
 from thrifty.align.log import EMBEDDED_LOG, as_logged, read_log
-from thrifty.align.train import iterate, train, with_behaviour_logps
+from thrifty.align.training import iterate, train, with_behaviour_logps
 from thrifty.core.errors import InputError
 from thrifty.core.method import Room
 from thrifty.core.run import Run

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from thrifty.align.addition import Addition, measure, prepare
+from functools import partial
+
+from thrifty.align.addition import measure, prepare
 from thrifty.align.clip import PPOClip
 from thrifty.align.sft import SFT, naive_reinforce, truncated_importance_sampling
 from thrifty.align.topr import TOPR
-from thrifty.claims.harness import Arm, Claim, Condition
-
-
-def _arm(make: object) -> Arm:
-    def run(setting: Addition) -> object:
-        return measure(make, setting)  # type: ignore[arg-type]
-
-    return run  # type: ignore[return-value]
-
+from thrifty.claims.harness import Claim, Condition
 
 CLAIM = Claim(
     paper_id="topr",
@@ -29,12 +23,12 @@ CLAIM = Claim(
     ),
     prepare=prepare,
     arms={
-        "topr": _arm(TOPR),
-        "right answers only": _arm(SFT),
-        "naive REINFORCE": _arm(naive_reinforce),
-        "PPO": _arm(PPOClip),
-        "truncated importance sampling": _arm(truncated_importance_sampling),
-        "untrained": _arm(None),
+        "topr": partial(measure, TOPR),
+        "right answers only": partial(measure, SFT),
+        "naive REINFORCE": partial(measure, naive_reinforce),
+        "PPO": partial(measure, PPOClip),
+        "truncated importance sampling": partial(measure, truncated_importance_sampling),
+        "untrained": partial(measure, None),
     },
     metrics=("accuracy", "-invalid answers"),
     conditions=(
@@ -46,4 +40,8 @@ CLAIM = Claim(
         Condition("invalid answers", "topr", "PPO", less=True),
     ),
     seeds=5,
+    tried=(
+        "Training on the right answers only is ahead of TOPR at this scale, where right answers are short and alike; "
+        "the paper's gain over it is shown here as an arm and is no condition."
+    ),
 )

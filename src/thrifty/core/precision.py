@@ -57,7 +57,7 @@ class MasterWeights(torch.optim.Optimizer):
             elif parameter.grad is not None:
                 parameter.grad.zero_()
 
-    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state and the master weights, which the model alone can't give back."""
         masters: list[Tensor | None] = [
             None if live is master else master.data for live, master in zip(self.live, self.master, strict=True)

@@ -16,6 +16,7 @@ from thrifty.core.atomic import write_json
 from thrifty.core.errors import InputError
 from thrifty.core.method import Room
 from thrifty.core.run import Run
+from thrifty.core.threads import one_thread
 from thrifty.data.image_files import LabelledImages
 from thrifty.data.images import images
 from thrifty.forget.base import Forgetter
@@ -23,7 +24,7 @@ from thrifty.forget.baselines import Retrain
 from thrifty.forget.data import Joined, Part, Source
 from thrifty.forget.evaluate import evaluate
 from thrifty.forget.subjects import Examples, Net, Subject, class_number, load_subject, pictures, save_whole
-from thrifty.forget.tasks import TASKS, fresh, one_thread
+from thrifty.forget.tasks import TASKS, fresh
 from thrifty.nets.vision import ResNetConfig, pixels
 
 _log = logging.getLogger("thrifty")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from thrifty.core.atomic import write_json
 from thrifty.core.errors import InputError
 from thrifty.core.method import Task
 from thrifty.core.seeding import generator
+from thrifty.core.threads import one_thread
 from thrifty.data.images import images
 from thrifty.forget.base import Forgetter
 from thrifty.forget.baselines import BadTeacher, FineTune, GradientAscent, Retrain
@@ -65,17 +65,6 @@ class Problem:
     retrained: nn.Module
     retrain_seconds: float
     retrained_mia: float
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread within the block: as fast on networks this small, and steady when the machine is shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def fresh(config: ResNetConfig, seed: int) -> ResNet:

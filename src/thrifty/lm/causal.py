@@ -1,0 +1,146 @@
+"""Causal attention over whole sequences: as plain batched products where those are the faster way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+# On a CPU the fused kernel's backward pass costs several times that of batched products up to about
+# this many tokens; beyond, the scores of one sequence no longer stay in the cache.
+_LONGEST_BATCHED = 1024
+_SCORE_ELEMENTS = 2**21
+
+
+def causal_attention(
+    query: Float[Tensor, "row head time width"],
+    key: Float[Tensor, "row kv_head time width"],
+    value: Float[Tensor, "row kv_head time value_width"],
+    scaling: float,
+    *,
+    softcap: float | None = None,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "row head time value_width"]:
+    r"""Causal soft-max attention with grouped queries, differentiable.
+
+    .. math:: \mathrm{softmax}\!\left(c \tanh(\beta\, q k^\top / c) + m\right) v
+
+    where :math:`m` hides the future and whatever lies ``window`` or more tokens back.
+
+    Parameters
+    ----------
+    query, key, value
+        A whole multiple of ``kv_head`` query heads; neighbouring query heads share a key head.
+    scaling
+        :math:`\beta`.
+    softcap
+        :math:`c`, greater than 0; None leaves the tanh out.
+    window
+        Tokens visible from each position, itself included; None shows the whole past.
+    dropout
+        Probability of dropping an attention weight.
+    """
+    if torch.is_autocast_enabled(query.device.type):
+        query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embeddings come in float32
+    time = query.shape[2]
+    window = window if window is not None and window < time else None
+    if softcap is not None:
+        return _capped_attention(query, key, value, scaling, softcap, window, dropout)
+    if query.device.type == "cpu" and dropout == 0.0 and time <= _LONGEST_BATCHED:
+        return _batched_attention(query, key, value, scaling, window)
+    visible = None if window is None else _visible(time, window, query.device)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=visible,
+        dropout_p=dropout,
+        is_causal=visible is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _visible(time: int, window: int | None, device: torch.device) -> Tensor:
+    visible = torch.ones(time, time, dtype=torch.bool, device=device).tril()
+    return visible if window is None else visible.triu(1 - window)
+
+
+def _hidden_scores(time: int, window: int | None, like: Tensor) -> Tensor:
+    """0 where attention may look, minus infinity elsewhere."""
+    hidden = torch.full((time, time), float("-inf"), dtype=like.dtype, device=like.device)
+    return hidden.masked_fill_(_visible(time, window, like.device), 0.0)
+
+
+def _capped_attention(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float, window: int | None, dropout: float
+) -> Tensor:
+    rows, heads, time, width = query.shape
+    groups = heads // key.shape[1]
+    grouped = query.reshape(rows, key.shape[1], groups * time, width)
+    scores = torch.tanh(grouped @ key.transpose(2, 3) * (scaling / softcap)) * softcap
+    scores = scores.view(rows, key.shape[1], groups, time, time) + _hidden_scores(time, window, query)
+    weights = F.dropout(torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype), dropout)
+    attended = weights.view(rows, key.shape[1], groups * time, time) @ value
+    return attended.view(rows, heads, time, value.shape[-1])
+
+
+def _batched_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+    rows, heads, time, width = query.shape
+    kv_heads = key.shape[1]
+    grouped = query.reshape(rows * kv_heads, heads // kv_heads * time, width)
+    flat_key, flat_value = (part.reshape(rows * kv_heads, time, part.shape[-1]) for part in (key, value))
+    attended: Tensor = _BatchedAttention.apply(
+        grouped, flat_key, flat_value, scaling, _hidden_scores(time, window, query)
+    )
+    return attended.view(rows, heads, time, value.shape[-1])
+
+
+class _BatchedAttention(torch.autograd.Function):
+    """Scores exist for a few rows at a time, in memory used again; the backward pass makes them anew."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, hidden: Tensor) -> Tensor:
+        ctx.save_for_backward(query, key, value, hidden)
+        ctx.scaling = scaling
+        attended = query.new_empty((*query.shape[:2], value.shape[-1]))
+        for part, weights in _weights(query, key, scaling, hidden):
+            torch.bmm(weights, value[part], out=attended[part])
+        return attended
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, hidden = ctx.saved_tensors
+        gradient = upstream[0].contiguous()
+        grads = tuple(torch.empty_like(part) for part in (query, key, value))
+        buffer: Tensor | None = None
+        for part, weights in _weights(query, key, ctx.scaling, hidden):
+            if buffer is None:
+                buffer = torch.empty_like(weights)
+            grad_weights = buffer[: len(weights)]
+            torch.bmm(weights.transpose(1, 2), gradient[part], out=grads[2][part])
+            torch.bmm(gradient[part], value[part].transpose(1, 2), out=grad_weights)
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            torch.bmm(grad_scores, key[part], out=grads[0][part])
+            torch.bmm(grad_scores.transpose(1, 2), query[part], out=grads[1][part])
+        return grads[0].mul_(ctx.scaling), grads[1].mul_(ctx.scaling), grads[2], None, None
+
+
+def _weights(query: Tensor, key: Tensor, scaling: float, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (rows, attention weights of these rows); the next rows use the weights' memory again."""
+    batch, grouped_time, _ = query.shape
+    time = key.shape[1]
+    step = min(batch, max(1, _SCORE_ELEMENTS // (grouped_time * time)))
+    buffer = query.new_empty((step, grouped_time, time))
+    for first in range(0, batch, step):
+        part = slice(first, min(first + step, batch))
+        scores = buffer[: part.stop - first]
+        torch.bmm(query[part], key[part].transpose(1, 2), out=scores)
+        by_head = scores.view(-1, time, time)
+        torch.add(hidden, by_head, alpha=scaling, out=by_head)
+        yield part, torch.softmax(scores, -1, out=scores)

@@ -1,0 +1,69 @@
+"""How many tokens' activations fit into memory, and how to cut a batch accordingly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from thrifty.lm.backbone import unwrapped
+
+_CPU_BYTES = 5 * 2**28  # 1.25 GiB
+_FREE_SHARE = 0.5  # of a GPU's free memory
+
+# What a decoder layer keeps per token for its backward pass, in numbers of the weights' dtype: the
+# normalisations' float32 copies, queries, keys, values and sums along the hidden width; gate, activation,
+# up and their product along the inner width.
+_PER_HIDDEN, _PER_INNER = 12, 6
+
+
+def activation_tokens(model: Any, limit: int | None, device: torch.device) -> int:
+    """Tokens whose activations take about ``limit`` bytes, at least 1.
+
+    Parameters
+    ----------
+    model
+        A causal language model; its size is read from its config and the dtype of its weights.
+    limit
+        Bytes; None is 1.25 GiB on a CPU and half of the free memory on a GPU.
+    device
+        Where the model is.
+    """
+    if limit is None:
+        limit = _CPU_BYTES
+        if device.type == "cuda":
+            limit = int(torch.cuda.mem_get_info(device)[0] * _FREE_SHARE)
+    config = unwrapped(model).config.get_text_config()
+    hidden = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * hidden
+    size = next(model.parameters()).element_size()
+    per_token = config.num_hidden_layers * (_PER_HIDDEN * hidden + _PER_INNER * inner) * size
+    return max(1, limit // per_token)
+
+
+def split_rows(lengths: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """Cut rows into groups of neighbours with at most ``most`` tokens each, the last groups full.
+
+    Parameters
+    ----------
+    lengths
+        Tokens per row; a row longer than ``most`` is a group of its own.
+    most
+        Tokens per group.
+
+    Returns
+    -------
+    list
+        (first row, end) of each group, in order.
+    """
+    groups: list[tuple[int, int]] = []
+    end = len(lengths)
+    while end:
+        first, tokens = end - 1, lengths[end - 1]
+        while first and tokens + lengths[first - 1] <= most:
+            first -= 1
+            tokens += lengths[first]
+        groups.append((first, end))
+        end = first
+    return groups[::-1]

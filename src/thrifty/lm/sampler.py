@@ -1,0 +1,132 @@
+"""What samples: this machine's model, or a vLLM engine, behind one small protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from thrifty.core.errors import InputError
+from thrifty.lm.chat import Prompt, prompt_ids
+from thrifty.lm.draw import Draw
+from thrifty.lm.sample import sample
+from thrifty.lm.sequences import Sequences, from_rows
+
+
+class Sampler(Protocol):
+    """Anything that answers prompts with sequences as :func:`thrifty.lm.sample.sample` returns them."""
+
+    def sample(self, prompts: Sequence[Prompt], n: int, *, max_new_tokens: int, draw: Draw, seed: int) -> Sequences:
+        """``n`` samples of each prompt in order, with columns behaviour_logps, group and finished."""
+
+
+@dataclass(frozen=True)
+class ModelSampler:
+    """Samples from a transformers model in this process.
+
+    Parameters
+    ----------
+    model, tokenizer
+        As for :func:`thrifty.lm.sample.sample`.
+    batch_size
+        Rows decoded at once; None chooses.
+    """
+
+    model: Any
+    tokenizer: Any
+    batch_size: int | None = None
+
+    def sample(self, prompts: Sequence[Prompt], n: int, *, max_new_tokens: int, draw: Draw, seed: int) -> Sequences:
+        """See :class:`Sampler`."""
+        return sample(
+            self.model,
+            self.tokenizer,
+            prompts,
+            n,
+            max_new_tokens=max_new_tokens,
+            temperature=draw.temperature,
+            top_k=draw.top_k,
+            top_p=draw.top_p,
+            greedy=draw.greedy,
+            generator=seed,
+            batch_size=self.batch_size,
+        )
+
+
+class VLLMSampler:
+    """Samples from a vLLM engine.
+
+    Parameters
+    ----------
+    engine
+        A ``vllm.LLM``, created with ``logprobs_mode="processed_logprobs"`` so that its log-probabilities
+        are those of the distribution drawn from; or the name of a model, from which one is created.
+    tokenizer
+        Of the same model.
+    stop_ids
+        Further tokens that end a row; vLLM knows the model's own end-of-sequence tokens.
+
+    Raises
+    ------
+    InputError
+        If a model is named and vLLM is not installed.
+    """
+
+    def __init__(self, engine: Any, tokenizer: Any, *, stop_ids: Iterable[int] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.stop_ids = sorted(set(stop_ids))
+        self.engine = _engine(engine) if isinstance(engine, str) else engine
+
+    def sample(self, prompts: Sequence[Prompt], n: int, *, max_new_tokens: int, draw: Draw, seed: int) -> Sequences:
+        """See :class:`Sampler`."""
+        ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
+        outputs = self.engine.generate(
+            [{"prompt_token_ids": prompt} for prompt in ids],
+            _sampling_params(
+                n=n,
+                temperature=0.0 if draw.greedy else draw.temperature,
+                top_p=1.0 if draw.top_p is None else draw.top_p,
+                top_k=-1 if draw.top_k is None else draw.top_k,
+                max_tokens=max_new_tokens,
+                logprobs=0,
+                seed=seed,
+                stop_token_ids=self.stop_ids,
+                detokenize=False,
+            ),
+            use_tqdm=False,
+        )
+        rows, logps, groups, finished = [], [], [], []
+        for number, (prompt, output) in enumerate(zip(ids, outputs, strict=True)):
+            if len(output.outputs) != n:
+                raise InputError(f"vLLM returned {len(output.outputs)} samples of prompt {number}, {n} were asked for")
+            for answer in output.outputs:
+                tokens = list(answer.token_ids)
+                rows.append((prompt + tokens, [False] * len(prompt) + [True] * len(tokens)))
+                logps.append([step[token].logprob for token, step in zip(tokens, answer.logprobs, strict=True)])
+                groups.append(number)
+                finished.append(answer.finish_reason == "stop")
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        return from_rows(
+            rows,
+            pad_id=pad or 0,
+            row_columns={"group": groups, "finished": finished},
+            token_columns={"behaviour_logps": logps},
+        )
+
+
+def _engine(name: str) -> Any:
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise InputError("vLLM is not installed: `pip install vllm`, or use ModelSampler") from error
+    return LLM(model=name, logprobs_mode="processed_logprobs")
+
+
+def _sampling_params(**settings: Any) -> Any:
+    try:
+        from vllm import SamplingParams
+    except ImportError:  # an engine that speaks the same protocol reads the settings from any object
+        from types import SimpleNamespace
+
+        return SimpleNamespace(**settings)
+    return SamplingParams(**settings)
