@@ -12,7 +12,7 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 VOCABULARY = 97
-WORDS = "what is the sum of one two three four five six seven plus minus a cat dog says hello there how are you".split()
+WORDS = "what is the sum of one two three four five six seven plus minus a cat dog says hello there how are you".split()  # noqa: SIM905
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <|end|>\n{% endfor %}"

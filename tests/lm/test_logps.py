@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.lm.conftest import FAST, MODELS, VOCABULARY, make_model
 from torch import Tensor, nn
 
-from tests.lm.conftest import FAST, MODELS, VOCABULARY, make_model
 from thrifty.core.errors import InputError
 from thrifty.lm.backbone import backbone
 from thrifty.lm.logps import sequence_logps, token_logps

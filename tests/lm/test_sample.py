@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.lm.conftest import MODELS, VOCABULARY, make_model, make_tokenizer
+
 from thrifty.core.errors import InputError
 from thrifty.lm.logps import token_logps
 from thrifty.lm.sample import sample, stop_tokens

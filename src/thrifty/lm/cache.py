@@ -35,7 +35,7 @@ class PromptCache(Cache):
         self.kept[layer_idx] = (self.plan.unpack(key_states), self.plan.unpack(value_states))
         return key_states, value_states
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 (the cache's own signature)
         """Tokens seen before this pass: none."""
         return 0
 
@@ -99,7 +99,7 @@ class RowCache(Cache):
     def _columns(self, states: Tensor) -> Tensor:
         return states.new_zeros((*states.shape[:2], self.capacity, states.shape[3]))
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 (the cache's own signature)
         """Columns filled before this step."""
         return self.prompt_time + self.step
 
@@ -150,7 +150,7 @@ class RowCache(Cache):
         scaling: float,
         softcap: float | None,
         window: int | None,
-        dropout: float,
+        dropout: float,  # noqa: ARG002 (the attention's own signature)
     ) -> Tensor:
         """Attention of one token per row over its prompt and what it said; see :class:`thrifty.lm.attention.Plan`."""
         rows, heads, _, width = query.shape

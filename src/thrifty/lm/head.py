@@ -125,7 +125,7 @@ class _HeadLogps(torch.autograd.Function):
         entropies = torch.empty_like(logps) if entropy else logps.new_empty(0)
         lse = torch.empty_like(logps)
         cast_weight = weight.to(ctx.dtype)
-        for start, states, logits in _logit_chunks(hidden, cast_weight, bias, chunk, 1.0):
+        for start, states, logits in _logit_chunks(hidden, cast_weight, bias, chunk, 1.0):  # noqa: B007 (not needed forwards)
             for rows, z in _blocks(logits):
                 part = slice(start + rows.start, start + rows.stop)
                 transform.apply_(z)

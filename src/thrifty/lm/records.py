@@ -194,7 +194,7 @@ class _Builder:
             turns = as_messages(answer) if isinstance(answer, Sequence) else []
             if len(turns) != 1 or turns[0]["role"] != "assistant":
                 raise InputError(
-                    f"record {number}: column {name!r} must be a string or one assistant message, got {str(answer)[:80]!r}"
+                    f"record {number}: column {name!r} must be a string or one assistant message, got {str(answer)[:80]!r}"  # noqa: E501
                 )
             answer = turns[0]["content"]
         if isinstance(record["prompt"], str) and not self.chat:
