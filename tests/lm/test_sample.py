@@ -134,8 +134,9 @@ def test_frequencies_of_first_tokens_are_the_models(llama: Any) -> None:
         expected = llama(torch.tensor([prompt])).logits[0, -1].softmax(0) * count
     often = expected > 8
     observed = torch.bincount(tokens, minlength=VOCABULARY).float()
-    groups_expected = torch.cat([expected[often], expected[~often].sum()[None]])
-    groups_observed = torch.cat([observed[often], observed[~often].sum()[None]])
+    rare = [counts[~often].sum()[None] for counts in (expected, observed)] if (~often).any() else [expected[:0]] * 2
+    groups_expected = torch.cat([expected[often], rare[0]])
+    groups_observed = torch.cat([observed[often], rare[1]])
     statistic = float(((groups_observed - groups_expected) ** 2 / groups_expected).sum())
     freedom = len(groups_expected) - 1
     assert freedom > 10
