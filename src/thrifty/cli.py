@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -77,18 +78,20 @@ def list_papers(room: str | None = None, have: str | None = None, json: bool = F
         return
     from thrifty.report.tables import print_table
 
+    # A narrow terminal would break titles into one word a line; `thrifty show` has them.
+    wide = Console().width >= 110
     shown = [
-        {
-            "id": row["id"],
-            "room": row["room"],
-            "needs": ", ".join(row["needs"]),
-            "implemented": "yes" if row["implemented"] else "",
-            "claim": row["claim"]["verdict"] if row["claim"] else "",
-            "title": row["title"],
-        }
+        {"id": row["id"], "room": row["room"], "needs": ", ".join(row["needs"]), "state": _state(row)}
+        | ({"title": row["title"]} if wide else {})
         for row in rows
     ]
     print_table(shown, title=f"{len(rows)} papers")
+
+
+def _state(row: dict[str, Any]) -> str:
+    if row["claim"]:
+        return f"claim {row['claim']['verdict']}"
+    return "not measured" if row["implemented"] else "planned"
 
 
 def show(id: Annotated[str, tyro.conf.Positional], json: bool = False) -> None:
@@ -120,7 +123,9 @@ def show(id: Annotated[str, tyro.conf.Positional], json: bool = False) -> None:
         console.print("\nnot implemented yet")
     for argument in settings:
         flag = "--" + argument.name.replace("_", "-")
-        console.print(f"\n  {flag} (default {argument.default!r})\n      {argument.help}", soft_wrap=False)
+        indent = " " * 6
+        said = textwrap.fill(argument.help, console.width, initial_indent=indent, subsequent_indent=indent)
+        console.print(f"\n  {flag} (default {argument.default!r})\n{said}")
     if result is not None:
         console.print(f"\nclaim: {result['says']}\nverdict: {result['status']} ({result['date']})")
         _print_claim(result)

@@ -70,7 +70,7 @@ class Inputs:
     data: str = EMBEDDED_LOG
     reward_column: str = "reward"
     task: str | None = None
-    problems: int = 200
+    problems: int = 100
     iterations: int = 0
     samples: int = 4
     max_new_tokens: int = 64
