@@ -10,6 +10,7 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(1)  # two threads on products this small wait for each other most of the time
 
 VOCABULARY = 97
 WORDS = "what is the sum of one two three four five six seven plus minus a cat dog says hello there how are you".split()  # noqa: SIM905

@@ -9,7 +9,7 @@ import torch
 
 from thrifty.lm.backbone import unwrapped
 
-_CPU_BYTES = 5 * 2**28  # 1.25 GiB
+_CPU_BYTES = 3 * 2**28  # 0.75 GiB
 _FREE_SHARE = 0.5  # of a GPU's free memory
 
 # What a decoder layer keeps per token for its backward pass, in numbers of the weights' dtype: the
@@ -26,7 +26,7 @@ def activation_tokens(model: Any, limit: int | None, device: torch.device) -> in
     model
         A causal language model; its size is read from its config and the dtype of its weights.
     limit
-        Bytes; None is 1.25 GiB on a CPU and half of the free memory on a GPU.
+        Bytes; None is 0.75 GiB on a CPU and half of the free memory on a GPU.
     device
         Where the model is.
     """
