@@ -17,7 +17,7 @@ import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -386,9 +386,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    _quiet_libraries()
     try:
-        _dispatch(arguments)
+        with _plain_output():
+            _dispatch(arguments)
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
     except BrokenPipeError:  # `thrifty list | head`
@@ -425,16 +425,21 @@ def _dispatch(arguments: list[str]) -> None:
         _parse(COMMANDS[name], rest, f"thrifty {name}")
 
 
-def _quiet_libraries() -> None:
-    """Leaves standard error to this command's own lines."""
+@contextlib.contextmanager
+def _plain_output() -> Iterator[None]:
+    """Leaves standard error to this command's own lines, and shows what the library has to say there."""
     for name, value in {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}.items():
         os.environ.setdefault(name, value)
-    log = logging.getLogger("thrifty")
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("thrifty: %(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
+    log, handler = logging.getLogger("thrifty"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("thrifty: %(message)s"))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _parse(form: Callable[..., T], arguments: Sequence[str], program: str, description: str | None = None) -> T:

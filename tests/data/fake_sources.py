@@ -60,7 +60,7 @@ def toy_asset(
 ) -> Asset:
     content = wheel_bytes({"toy/words.txt": "one two three"})
     shelf.mkdir(exist_ok=True)
-    if serve:
+    if serve and not (shelf / "toy.whl").exists():  # another process may be reading it
         (shelf / "toy.whl").write_bytes(content)
     source = LocalFile(
         "toy-words",

@@ -107,7 +107,7 @@ class TestTruncation:
     def test_of_the_prompt(self) -> None:
         made = self.cut("prompt")
         assert spoken(made, 0) == "a cat says hello <|end|>"
-        assert make_tokenizer().decode(made.input_ids[0]).startswith("two <|end|>")
+        assert make_tokenizer().decode(made.input_ids[0]).startswith("plus two <|end|>")
 
     def test_by_dropping(self) -> None:
         assert len(self.cut("drop")) == 1
@@ -141,7 +141,7 @@ class TestWrongInput:
     def test_a_misnamed_column_is_named_with_what_is_there(self) -> None:
         good = {"prompt": "one", "completion": "two"}
         self.fails(
-            r"record 1 has no column 'completion' or 'messages' \(it has: completions, prompt\); did you mean 'completions'",
+            r"record 1 has no column 'completion' or 'messages' \(it has: completions, prompt\); did you mean 'completions'",  # noqa: E501
             good,
             {"prompt": "one", "completions": "two"},
         )
