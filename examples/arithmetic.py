@@ -6,6 +6,7 @@ from that log, with the same number of steps, are measured on problems that are 
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -33,6 +34,7 @@ ARMS: dict[str, Objective | None] = {
 
 def main() -> int:
     """Runs the arms one after the other; prints the table and where the report is."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the conversion of the model has three bars of its own
     directory = free_directory(Path("runs"))
     arms: dict[str, Any] = {}
     with Run(directory, config={"command": "make demo"}) as run, tempfile.TemporaryDirectory() as scratch:

@@ -428,7 +428,11 @@ def _dispatch(arguments: list[str]) -> None:
 @contextlib.contextmanager
 def _plain_output() -> Iterator[None]:
     """Leaves standard error to this command's own lines, and shows what the library has to say there."""
-    for name, value in {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}.items():
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DISABLE": "1",
+    }.items():
         os.environ.setdefault(name, value)
     log, handler = logging.getLogger("thrifty"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("thrifty: %(message)s"))

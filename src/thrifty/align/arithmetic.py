@@ -73,7 +73,7 @@ def prepare(seed: int, quick: bool, directory: Path) -> Setting:
     """The log, the held-out problems and the budget of one seed."""
     _, tokenizer = load_lm(MODEL)
     log = read_log(str(embedded_log()), tokenizer)
-    steps, batch = (2, 8) if quick else (30, 16)
+    steps, batch = (2, 8) if quick else (20, 16)
     return Setting(
         log=log,
         tokenizer=tokenizer,
