@@ -191,11 +191,18 @@ def test_exit_codes_and_debug(capsys: Captured, toy: None) -> None:
 
 
 def test_an_interrupted_run_of_the_same_settings_goes_on(toy: None, capsys: Captured, elsewhere: Path) -> None:
-    refused(capsys, "run", "ssd", "--fail", "input")
-    refused(capsys, "run", "ssd", "--fail", "input")
+    refused(capsys, "run", "ssd", "--fail", "disk", code=1)
+    refused(capsys, "run", "ssd", "--fail", "disk", code=1)
     assert [p.name for p in (elsewhere / "runs").iterdir()] == ["ssd"]
     assert cli.main(["run", "ssd"]) == 0
     assert (elsewhere / "runs/ssd-2/summary.json").exists()
+
+
+def test_wrong_input_leaves_no_directory_behind(toy: None, capsys: Captured, elsewhere: Path) -> None:
+    refused(capsys, "run", "ssd", "--fail", "input")
+    assert list((elsewhere / "runs").iterdir()) == []
+    assert cli.main(["run", "ssd"]) == 0
+    assert (elsewhere / "runs/ssd/summary.json").exists()
 
 
 def test_reproduce_computes_and_stores_only_when_asked(capsys: Captured, toy: None, elsewhere: Path) -> None:

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import textwrap
 import traceback
@@ -160,6 +161,7 @@ def run(argv: Sequence[str]) -> None:
         "dtype": options.dtype,
     }
     directory = options.out or _free_directory(Path("runs") / paper_id, {**config, "seed": options.seed})
+    fresh = not directory.exists()
     job = Run(
         directory,
         seed=options.seed,
@@ -168,9 +170,14 @@ def run(argv: Sequence[str]) -> None:
         config=config,
         overwrite=options.overwrite,
     )
-    with job:
-        summary = room.run(parsed.method, parsed.inputs, job) | {"versions": versions()}
-        job.finish(summary)
+    try:
+        with job:
+            summary = room.run(parsed.method, parsed.inputs, job) | {"versions": versions()}
+            job.finish(summary)
+    except InputError:
+        if fresh:
+            _drop_if_nothing_ran(directory)
+        raise
     page = write_report(job.directory)
     if options.json:
         _print_json(summary | {"directory": str(job.directory), "report": str(page)})
@@ -513,6 +520,13 @@ def _free_directory(base: Path, config: dict[str, Any]) -> Path:
             if unfinished and read_config(directory) == json.loads(json.dumps(config)):
                 return directory
     raise ExistsError(f"{base} and 9,999 numbered ones exist: give --out")
+
+
+def _drop_if_nothing_ran(directory: Path) -> None:
+    """Removes a run's directory in which wrong input was found before there was anything to keep."""
+    left = {path.name for path in directory.iterdir()}
+    if left <= {"config.json", ".lock"}:
+        shutil.rmtree(directory)
 
 
 def _plain(value: Any) -> Any:
