@@ -13,7 +13,7 @@ import pytest
 from thrifty import cli
 from thrifty.claims import catalogue, fingerprint, store
 from thrifty.claims.harness import Claim, Condition
-from thrifty.core import index, method
+from thrifty.core import index
 from thrifty.core.errors import DiskFullError, InputError
 from thrifty.core.method import Room, Task
 from thrifty.core.run import Run
@@ -93,14 +93,14 @@ TOY_CLAIM = Claim(
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     room = Room(Inputs, toy_run, {"adding": TOY_TASK})
-    monkeypatch.setattr(method, "load", lambda paper_id: Toy)
-    monkeypatch.setattr(method, "load_room", lambda name: room)
-    monkeypatch.setattr("thrifty.claims.compare.load", lambda paper_id: Toy)
-    monkeypatch.setattr("thrifty.claims.compare.load_room", lambda name: room)
+    for place in ("cli", "jobs", "claims.compare"):
+        monkeypatch.setattr(f"thrifty.{place}.load", lambda paper_id: Toy)
+    for place in ("jobs", "claims.compare"):
+        monkeypatch.setattr(f"thrifty.{place}.load_room", lambda name: room)
     monkeypatch.setattr(index, "implemented", lambda paper: paper.id == "ssd")
     monkeypatch.setattr(catalogue, "load_claim", lambda paper_id: TOY_CLAIM)
-    for place in (fingerprint, store):
-        monkeypatch.setattr(place, "fingerprint", lambda module: "code")
+    for module in (fingerprint, store):
+        monkeypatch.setattr(module, "fingerprint", lambda name: "code")
 
 
 def test_help_names_every_command(capsys: Captured) -> None:
@@ -169,6 +169,23 @@ def test_run_takes_the_dataclass_s_fields(capsys: Captured, toy: None, elsewhere
     assert "runs/ssd-2" in said
     assert "could not convert" in refused(capsys, "run", "ssd", "--amount", "x")
     assert "did you mean --amount?" in refused(capsys, "run", "ssd", "--amout", "1")
+
+
+def test_a_method_s_field_named_like_the_room_s_is_one_line(
+    capsys: Captured, toy: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clashing = dataclasses.make_dataclass("Clashing", [("amount", float, 1.0), ("data", int, 2)])
+    monkeypatch.setattr("thrifty.jobs.load", lambda paper_id: clashing)
+    said = refused(capsys, "run", "ssd", code=1)
+    assert said.startswith("ValueError: Clashing can't have a field 'data': Inputs has one")
+
+
+def test_every_implemented_method_shares_a_command_line_with_its_room(capsys: Captured) -> None:
+    ready = [paper.id for paper in index.papers().values() if index.implemented(paper)]
+    assert "ssd" in ready
+    for paper_id in ready:
+        assert cli.main(["run", paper_id, "--help"]) == 0
+        assert "--overwrite" in capsys.readouterr().out
 
 
 def test_an_output_directory_that_exists_is_left_alone(capsys: Captured, toy: None, elsewhere: Path) -> None:

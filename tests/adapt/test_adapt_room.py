@@ -12,6 +12,7 @@ from thrifty.adapt.nmc import NMC
 from thrifty.adapt.room import ROOM, Inputs
 from thrifty.core.errors import InputError, RunError
 from thrifty.core.run import Run
+from thrifty.nets.encoders import TextEncoder
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -90,6 +91,17 @@ def test_wrong_inputs_are_refused(change: dict[str, Any], said: str, tmp_path: P
     data = features(tmp_path / "f.npz", domains=False)
     with pytest.raises(InputError, match=said):
         run(Inputs(data=data, **change), tmp_path / "run")
+
+
+def test_an_encoder_of_pictures_reads_no_texts_nor_the_other_way_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(20)))
+    with pytest.raises(InputError, match=r"the model 'pixels' does not fit: t\.csv holds texts"):
+        run(Inputs(data=str(tmp_path / "t.csv"), model="pixels", tasks=2), tmp_path / "one")
+    monkeypatch.setattr(room, "load_encoder", lambda *_, **__: object.__new__(TextEncoder))
+    with pytest.raises(InputError, match="the model 'mine' does not fit: digits holds pictures"):
+        run(Inputs(data="digits", model="mine"), tmp_path / "two")
 
 
 def test_not_finite_features_are_named(tmp_path: Path) -> None:

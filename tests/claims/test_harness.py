@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -193,9 +195,9 @@ def test_stored_results_of_the_repository_can_be_read() -> None:
         assert [c["verdict"] for c in conditions] == [c["verdict"] for c in result["conditions"]]
 
 
-def test_the_fingerprint_covers_what_is_imported_and_ignores_comments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package thrifty of two modules, one in a folder of its own."""
     package = tmp_path / "thrifty"
     (package / "core").mkdir(parents=True)
     for name in ("", "core/"):
@@ -204,12 +206,22 @@ def test_the_fingerprint_covers_what_is_imported_and_ignores_comments(
     (package / "core/b.py").write_text('"""Doc."""\nx = 1\n')
     (package / "core/errors.py").write_text("y = 1\n")
     monkeypatch.setattr(fingerprint, "files", lambda _: package)
+    yield package
+    forget_sources()
 
-    def current() -> str:
-        for cached in (fingerprint._path, fingerprint._imports, fingerprint._is_module, fingerprint._code):
+
+def forget_sources() -> None:
+    for cached in vars(fingerprint).values():
+        if hasattr(cached, "cache_clear"):
             cached.cache_clear()
-        return fingerprint.fingerprint("thrifty.a")
 
+
+def current(module: str = "thrifty.a") -> str:
+    forget_sources()
+    return fingerprint.fingerprint(module)
+
+
+def test_the_fingerprint_covers_what_is_imported_and_ignores_comments(package: Path) -> None:
     first = current()
     assert fingerprint.used_modules("thrifty.a") == {"thrifty.a", "thrifty.core.b"}
     (package / "core/b.py").write_text('"""Another\ndoc."""\n\nx = 1  # why\n')
@@ -219,11 +231,42 @@ def test_the_fingerprint_covers_what_is_imported_and_ignores_comments(
     (package / "a.py").write_text("import thrifty.gone\n")
     with pytest.raises(ModuleNotFoundError, match=r"thrifty\.gone"):
         current()
-    current_modules = {"thrifty.claims.harness"}
-    monkeypatch.undo()
-    for cached in (fingerprint._path, fingerprint._imports, fingerprint._is_module, fingerprint._code):
-        cached.cache_clear()
-    assert current_modules <= fingerprint.used_modules("thrifty.claims.harness")
+
+
+def test_a_claim_uses_the_harness() -> None:
+    forget_sources()
+    assert "thrifty.claims.harness" in fingerprint.used_modules("thrifty.claims.ssd")
+
+
+def test_the_fingerprint_covers_the_data_files_that_the_code_names(package: Path) -> None:
+    without = current()
+    data = package / "core/numbers.csv"
+    data.write_text("1,2\n")
+    assert current() == without, "a file that nobody reads makes nothing stale"
+    (package / "core/b.py").write_text('"""Reads ``numbers.csv``."""\nx = 1  # not numbers.csv\n')
+    assert current() == without
+    (package / "core/errors.py").write_text("y = 'numbers.csv'\n")
+    assert current() == without, "nor does one that only a module out of the hash reads"
+
+    (package / "core/b.py").write_text("from importlib.resources import files\nx = files('thrifty') / 'numbers.csv'\n")
+    one = current()
+    assert fingerprint.data_files({"thrifty.a", "thrifty.core.b"}) == [data]
+    data.write_text("1,3\n")
+    two = current()
+    data.unlink()
+    gone = current()
+    assert len({without, one, two, gone}) == 4
+
+
+def test_a_hash_without_data_files_is_that_of_the_code_alone(package: Path) -> None:
+    code = b"thrifty.a\ndef f():\n    from thrifty.core import b\n    return b.x\nthrifty.core.b\nx = 1\n"
+    assert current() == hashlib.sha256(code).hexdigest()[:16]
+
+
+def test_the_log_that_comes_with_the_package_is_a_data_file() -> None:
+    forget_sources()
+    names = [file.name for file in fingerprint.data_files(fingerprint.used_modules("thrifty.align.room"))]
+    assert names == ["arithmetic.jsonl"]
 
 
 def test_a_claim_that_is_not_there_is_said() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
 
 import gymnasium
@@ -11,10 +12,10 @@ import pytest
 from control_data import make_episodes
 from gymnasium.envs.registration import EnvSpec
 
-from thrifty.control.collect import Collection, behaviours, collect, collected, reference_returns
+from thrifty.control.collection import Collection, behaviours, collect, collected, reference_returns
 from thrifty.control.controllers import NoisyPolicy, PointMassController, RandomPolicy, SwingUp
 from thrifty.control.envs import POINT_MASS, PointMass, make_many, register_environments
-from thrifty.control.evaluate import evaluate, normalised, rollout
+from thrifty.control.evaluation import evaluate, normalised, rollout
 from thrifty.control.online import ReplayBuffer, train_td3
 from thrifty.control.transitions import Spaces
 from thrifty.core.errors import InputError, RunError
@@ -27,6 +28,15 @@ def test_the_point_mass_keeps_gymnasiums_contract():
     from gymnasium.utils.env_checker import check_env
 
     check_env(gymnasium.make(POINT_MASS).unwrapped, skip_render_check=True)
+
+
+def test_gymnasium_makes_the_point_mass_where_thrifty_was_not_imported():
+    code = (
+        "import sys, gymnasium; assert 'thrifty' not in sys.modules; "
+        "print(gymnasium.make('thrifty.control.envs:thrifty/PointMass-v0').reset(seed=3)[0].shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "(2,)\n", done.stderr
 
 
 def test_one_step_of_the_point_mass_by_hand():

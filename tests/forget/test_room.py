@@ -244,6 +244,18 @@ def test_wrong_inputs_are_refused_in_one_line(tmp_path, net, inputs, said):
     assert not (tmp_path / "out" / "model").exists()
 
 
+def test_a_wrong_class_of_the_digits_is_said_before_a_network_is_trained(tmp_path):
+    with pytest.raises(InputError, match="no class '12'"):
+        go(tmp_path, SSD(), forget_class="12")
+    assert not (tmp_path / "out" / "original").exists()
+
+
+@pytest.mark.parametrize("name", ["max_length", "evaluate"])
+def test_counts_below_one_are_refused(name):
+    with pytest.raises(InputError, match=f"{name} must be at least 1, not 0"):
+        Inputs(**{name: 0})
+
+
 def test_a_language_model_has_no_classes_to_forget(tmp_path, llama):
     with pytest.raises(InputError, match="give --forget, the records"):
         go(tmp_path, SSD(), model=str(llama / "model"), data=str(llama / "data.jsonl"), forget_class="1")

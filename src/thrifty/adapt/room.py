@@ -19,7 +19,7 @@ from thrifty.adapt.stream import Stream, class_incremental, domain_incremental, 
 from thrifty.core.errors import InputError, RunError
 from thrifty.core.method import Room, Task
 from thrifty.core.run import Run
-from thrifty.nets.encoders import load_encoder
+from thrifty.nets.encoders import EfficientNetEncoder, PixelEncoder, TextEncoder, VisionEncoder, load_encoder
 from thrifty.nets.extraction import extract
 
 HEAD_FILE = "head.safetensors"
@@ -88,6 +88,9 @@ def features_of(data: Labelled, inputs: Inputs, run: Run) -> tuple[Any, str]:
     else:
         # Always float32: what a head learnt must not depend on which precision is fast on the machine.
         encoder = load_encoder(model, device=run.device, image_size=inputs.image_size)
+        others = TextEncoder if data.kind == "pictures" else (PixelEncoder, EfficientNetEncoder, VisionEncoder)
+        if isinstance(encoder, others):
+            raise InputError(f"the model {model!r} does not fit: {data.name} holds {data.kind}; leave --model out")
         found = extract(encoder, data.inputs, inputs.batch_size)
     return (found if run.device.type == "cpu" else torch.from_numpy(found).to(run.device)), model
 

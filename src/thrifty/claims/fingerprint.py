@@ -1,7 +1,8 @@
 """A hash of the code that a measurement ran, so that a stored result knows when it has gone stale.
 
 The hash covers the claim's module and every module of thrifty that it imports, directly or not, wherever in the
-file the import stands. Comments, docstrings and blank lines do not count, nor do modules that only show things.
+file the import stands, and the data files of the package that they name. Comments, docstrings and blank lines do not
+count, nor do modules that only show things.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import hashlib
 import io
 import tokenize
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
 
@@ -27,7 +29,7 @@ _PRESENTATION = frozenset(
 
 
 def fingerprint(module: str) -> str:
-    """The hash of a module and all of thrifty that it uses.
+    """The hash of a module and all of thrifty that it uses, code and data files.
 
     Parameters
     ----------
@@ -40,9 +42,29 @@ def fingerprint(module: str) -> str:
         Sixteen hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for name in sorted(used_modules(module)):
+    names = used_modules(module)
+    for name in sorted(names):
         digest.update(f"{name}\n{_code(_path(name))}\n".encode())
+    for file in data_files(names):
+        digest.update(f"{file.parent.name}/{file.name}\n".encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
+
+
+def data_files(modules: Collection[str]) -> list[Path]:
+    """The data files of some modules: files beside one of them whose name is a string in the code of one of them.
+
+    A file whose name is put together from parts is not found; a name that only a comment or docstring mentions does
+    not count.
+
+    Parameters
+    ----------
+    modules
+        Dotted names.
+    """
+    paths = [_path(name) for name in modules]
+    said = {text for path in paths for text in _strings(path)}
+    beside = {file for folder in {path.parent for path in paths} for file in folder.iterdir()}
+    return sorted(file for file in beside if file.name in said and file.suffix != ".py" and file.is_file())
 
 
 def used_modules(module: str) -> set[str]:
@@ -82,6 +104,12 @@ def _imports(path: Path) -> tuple[str, ...]:
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
             names += [name for name in inner if _is_module(name)] or [node.module]
     return tuple(names)
+
+
+@functools.cache
+def _strings(path: Path) -> frozenset[str]:
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return frozenset(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
 @functools.cache

@@ -1,12 +1,12 @@
 """Policies from logged or live environment data."""
 
 from thrifty.control.base import Agent, AgentConfig, Policy, Relabeller
-from thrifty.control.collect import Collection, collect
+from thrifty.control.collection import Collection, collect
 from thrifty.control.cql import CQL
 from thrifty.control.decision_transformer import DecisionTransformer
 from thrifty.control.episode import Episode
 from thrifty.control.episodes import Episodes
-from thrifty.control.evaluate import Score, evaluate, rollout
+from thrifty.control.evaluation import Score, evaluate, rollout
 from thrifty.control.inverse_dynamics import InverseDynamics, InverseDynamicsConfig
 from thrifty.control.protocols import Split, coupled_split, decoupled_split, label_mse
 from thrifty.control.saving import load_policy

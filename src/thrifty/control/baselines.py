@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thrifty.control.base import Agent, AgentConfig
-from thrifty.control.collect import Collection, collected, reference_returns
+from thrifty.control.collection import Collection, collected, reference_returns
 from thrifty.control.episodes import Episodes
-from thrifty.control.evaluate import evaluate, normalised
+from thrifty.control.evaluation import evaluate, normalised
 from thrifty.control.protocols import Split, coupled_split, label_mse
 from thrifty.control.ss_orl import SSORL
 from thrifty.control.td3_bc import TD3BC

@@ -10,9 +10,9 @@ import numpy as np
 from thrifty.control.base import Agent, Policy
 from thrifty.control.baselines import Metrics, Problem, behaviour_cloning, labelled_only, oracle, point_mass
 from thrifty.control.baselines import semi_supervised as _semi_supervised
-from thrifty.control.collect import Collection, behaviours, collected
+from thrifty.control.collection import Collection, behaviours, collected
 from thrifty.control.episodes import Episodes
-from thrifty.control.evaluate import evaluate
+from thrifty.control.evaluation import evaluate
 from thrifty.control.protocols import Split, coupled_split, label_mse
 from thrifty.control.ss_orl import SSORL, ProxyLabels
 from thrifty.core.method import Room, Task

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from thrifty.core import index
@@ -17,6 +18,34 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=type)
 _REGISTRY: dict[str, type] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Where and how a job runs: what the command asks beside a room's inputs and a method's hyper-parameters.
+
+    Parameters
+    ----------
+    out
+        Directory of the run; ``runs/ID`` when not given. An unfinished run of the same settings is gone on with.
+    seed
+        Seed of everything.
+    device
+        ``auto``, ``cpu``, ``cuda``, ``mps`` ...
+    dtype
+        Precision of loaded language models: float32, bfloat16 or float16; ``auto`` takes what the device does fast.
+    overwrite
+        Replace a run that is in ``out``.
+    json
+        Print the summary as JSON.
+    """
+
+    out: Path | None = None
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    overwrite: bool = False
+    json: bool = False
 
 
 class Method(Protocol):
@@ -32,12 +61,14 @@ def register(paper_id: str) -> Callable[[C], C]:
     Raises
     ------
     ValueError
-        When the class is no dataclass, or the id is taken by another class.
+        When the class is no dataclass, a field has the name of an option of the command, or the id is taken by
+        another class.
     """
 
     def enter(cls: C) -> C:
         if not dataclasses.is_dataclass(cls):
             raise ValueError(f"{cls.__name__} must be a dataclass: its fields are the hyper-parameters")
+        check_fields(cls, RunOptions)
         other = _REGISTRY.get(paper_id)
         if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"paper id {paper_id!r} is taken by {other.__module__}.{other.__qualname__}")
@@ -46,6 +77,30 @@ def register(paper_id: str) -> Callable[[C], C]:
         return cls
 
     return enter
+
+
+def check_fields(*parts: type) -> None:
+    """Checks that dataclasses can share one command line.
+
+    Parameters
+    ----------
+    parts
+        Dataclasses; the class that could be changed comes before those that it must fit.
+
+    Raises
+    ------
+    ValueError
+        When two of them have a field of the same name; it and both classes are named.
+    """
+    owners: dict[str, type] = {}
+    for part in parts:
+        for field in dataclasses.fields(part):
+            owner = owners.setdefault(field.name, part)
+            if owner is not part:
+                raise ValueError(
+                    f"{owner.__name__} can't have a field {field.name!r}: {part.__name__} has one, and they share one "
+                    "command line; rename it"
+                )
 
 
 def load(paper_id: str) -> type:
@@ -87,10 +142,14 @@ def arguments(cls: type) -> list[Argument]:
     """
     helps = _parameter_docs(inspect.getdoc(cls) or "")
     return [
-        Argument(field.name, str(field.type), field.default, helps.get(field.name, ""))
+        Argument(field.name, str(field.type), _default(field), helps.get(field.name, ""))
         for field in dataclasses.fields(cls)
         if field.init
     ]
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _parameter_docs(doc: str) -> dict[str, str]:

@@ -6,7 +6,8 @@ language model is one of the Hugging Face kind. Which of the two a function deal
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from thrifty.core.errors import InputError, NonFiniteError
+from thrifty.core.run import Run
 from thrifty.forget import texts
 from thrifty.forget.data import Batch, Inputs, Texts
 
@@ -25,9 +27,10 @@ Objective: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 class Forgetter(Protocol):
     """A method of the room: a registered dataclass with ``forget``.
 
-    ``needs`` names the arguments of ``forget`` beside the model, out of ``forget_set``, ``retain_set``,
-    ``full_set`` (both together) and ``run``; whoever calls gives exactly those. ``needs_labels`` says whether the
-    labels of the sets are looked at. The model that was given stays as it was.
+    ``needs`` names the sets that ``forget`` takes beside the model, out of ``forget_set``, ``retain_set`` and
+    ``full_set`` (both together). A ``forget`` with a parameter ``run`` gets the :class:`~thrifty.core.run.Run` too;
+    :func:`forget_with` gives each method exactly what it takes. ``needs_labels`` says whether the labels of the sets
+    are looked at. The model that was given stays as it was.
     """
 
     needs: ClassVar[tuple[str, ...]]
@@ -38,6 +41,31 @@ class Forgetter(Protocol):
     # The arguments behind the model differ between methods, which a plain method could not say.
     @property
     def forget(self) -> Callable[..., nn.Module]: ...
+
+
+def forget_with(method: Forgetter, model: nn.Module, sets: Mapping[str, Any], run: Run) -> nn.Module:
+    """Gives a method the sets that it needs, and the run where its ``forget`` has a parameter of that name.
+
+    Parameters
+    ----------
+    method
+        A method of the room.
+    model
+        The trained model; it stays as it is.
+    sets
+        By name, at least those that the method needs.
+    run
+        For its checkpoints and metrics.
+
+    Raises
+    ------
+    KeyError
+        When a set that the method needs is not among those given.
+    """
+    taken = {name: sets[name] for name in method.needs}
+    if "run" in inspect.signature(method.forget).parameters:
+        taken["run"] = run
+    return method.forget(model, **taken)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -19,7 +19,7 @@ from thrifty.core.run import Run
 from thrifty.core.threads import one_thread
 from thrifty.data.image_files import LabelledImages
 from thrifty.data.images import images
-from thrifty.forget.base import Forgetter
+from thrifty.forget.base import Forgetter, forget_with
 from thrifty.forget.baselines import Retrain
 from thrifty.forget.data import Joined, Part, Source
 from thrifty.forget.evaluate import evaluate
@@ -62,6 +62,11 @@ class Inputs:
     max_length: int = 1024
     evaluate: int = 2000
 
+    def __post_init__(self) -> None:
+        for name in ("max_length", "evaluate"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+
 
 @dataclass(frozen=True, eq=False)
 class Given:
@@ -82,8 +87,7 @@ def run(method: Forgetter, inputs: Inputs, run: Run) -> dict[str, Any]:
     model = given.subject.model
     before = evaluate(model, given.judged)
     started = time.perf_counter()
-    needed = {"run": run, **given.sets}
-    changed = method.forget(model, **{name: needed[name] for name in method.needs})
+    changed = forget_with(method, model, given.sets, run)
     seconds = time.perf_counter() - started
     after = evaluate(changed, given.judged)
     save_whole(given.subject, changed, run.directory / "model")
@@ -121,6 +125,8 @@ def _given(inputs: Inputs, run: Run) -> Given:
 
 def _digits(inputs: Inputs, run: Run) -> Given:
     data = images("digits")
+    forgotten = inputs.forget_class or "3"
+    class_number(forgotten, data.classes)  # a wrong one is said before anything is trained
     config = ResNetConfig(len(data.classes))
     train, test = (
         pictures(LabelledImages(x, y, data.classes), data.classes, pixels)
@@ -131,7 +137,6 @@ def _digits(inputs: Inputs, run: Run) -> Given:
         net = recipe.train(train.source, run.device)
     subject = Net(net, data.classes)
     save_whole(subject, net, run.directory / "original")
-    forgotten = inputs.forget_class or "3"
     return _split(subject, train, test, Inputs(forget_class=forgotten, evaluate=inputs.evaluate))
 
 

@@ -16,10 +16,11 @@ from torch import nn
 from thrifty.core.atomic import write_json
 from thrifty.core.errors import InputError
 from thrifty.core.method import Task
+from thrifty.core.run import Run
 from thrifty.core.seeding import generator
 from thrifty.core.threads import one_thread
 from thrifty.data.images import images
-from thrifty.forget.base import Forgetter
+from thrifty.forget.base import Forgetter, device_of, forget_with
 from thrifty.forget.baselines import BadTeacher, FineTune, GradientAscent, Retrain
 from thrifty.forget.data import Labelled, Source
 from thrifty.forget.evaluate import evaluate, predict
@@ -56,6 +57,10 @@ class Problem:
         What that took.
     retrained_mia
         Its membership score.
+    directory
+        Where methods that train keep their run.
+    seed
+        Of those runs.
     """
 
     model: nn.Module
@@ -65,6 +70,13 @@ class Problem:
     retrained: nn.Module
     retrain_seconds: float
     retrained_mia: float
+    directory: Path
+    seed: int
+
+    def run(self) -> Run:
+        """A run for one method, begun anew: its seconds are measured, so it goes on with nothing."""
+        device = str(device_of(self.model))
+        return Run(self.directory / "run", seed=self.seed, device=device, overwrite=True)
 
 
 def fresh(config: ResNetConfig, seed: int) -> ResNet:
@@ -88,7 +100,7 @@ def class_problem(
     seed
         Of the choice of pictures, the weights and the order of training.
     directory
-        Where the original and the retrained network are kept.
+        Where the original and the retrained network are kept, and the run of a method.
     train, valid, test
         How many pictures to take for training, for choosing settings, and for the scores.
     epochs
@@ -121,6 +133,8 @@ def class_problem(
         retrained,
         seconds,
         evaluate(retrained, {k: judged[k] for k in ("forget", "retain", "test")})["mia"],
+        directory,
+        seed,
     )
 
 
@@ -158,9 +172,9 @@ def run_method(method: Forgetter, problem: Problem) -> dict[str, float]:
 
     They are the processor's, on one thread: equal to those of the clock on a quiet machine, and steady on a busy one.
     """
-    with one_thread():
+    with one_thread(), problem.run() as run:
         started = time.process_time()
-        model = method.forget(problem.model, **{name: problem.sets[name] for name in method.needs})
+        model = forget_with(method, problem.model, problem.sets, run)
         return scores(problem, model, time.process_time() - started)
 
 
@@ -180,8 +194,8 @@ def choose(candidates: Sequence[Forgetter], problem: Problem, **stored: Any) -> 
     """
 
     def merit(method: Forgetter) -> float:
-        sets = {name: stored.get(name, problem.sets[name]) for name in method.needs}
-        model = method.forget(problem.model, **sets)
+        with problem.run() as run:
+            model = forget_with(method, problem.model, {**problem.sets, **stored}, run)
         kept, gone = (predict(model, problem.valid[name]).correct.mean() for name in ("retain", "forget"))
         return float(kept - gone)
 

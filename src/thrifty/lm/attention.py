@@ -116,7 +116,7 @@ class Packed:
     ) -> Tensor:
         """See :class:`Plan`; batch is 1 and time runs over all sequences."""
         queries, keys, values = (self.unpack(part) for part in (query, key, value))
-        return self._pack(
+        return self.pack(
             causal_attention(queries, keys, values, scaling, softcap=softcap, window=window, dropout=dropout)
         )
 
@@ -127,7 +127,8 @@ class Packed:
             flat = _Spread.apply(flat, self.slots, self.rows * self.longest)
         return flat.reshape(self.rows, self.longest, *flat.shape[1:]).transpose(1, 2)
 
-    def _pack(self, attended: Tensor) -> Tensor:
+    def pack(self, attended: Tensor) -> Tensor:
+        """``[rows, H, longest, D]`` to ``[1, sum of lengths, H, D]``."""
         flat = attended.transpose(1, 2).reshape(self.rows * self.longest, attended.shape[1], attended.shape[3])
         return (flat if self.even else _Collect.apply(flat, self.slots))[None]
 

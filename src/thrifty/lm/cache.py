@@ -9,35 +9,9 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from thrifty.lm.attention import Packed
+from thrifty.lm.prefill import PromptCache
 
 _FIRST_COLUMNS = 16  # for spoken tokens; doubled whenever they are used up
-
-
-class PromptCache(Cache):
-    """Takes the prompts' keys and values as a packed forward pass makes them.
-
-    Parameters
-    ----------
-    plan
-        How the prompts lie in the packed row.
-    """
-
-    def __init__(self, plan: Packed) -> None:
-        super().__init__(layers=[])
-        self.plan = plan
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Keep ``[prompt, head, time, width]`` copies; attention goes on with what it gave."""
-        self.kept[layer_idx] = (self.plan.unpack(key_states), self.plan.unpack(value_states))
-        return key_states, value_states
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 (the cache's own signature)
-        """Tokens seen before this pass: none."""
-        return 0
 
 
 class RowCache(Cache):
@@ -61,11 +35,11 @@ class RowCache(Cache):
     def __init__(self, prompts: PromptCache, owners: Int[Tensor, " row"], steps: int) -> None:
         super().__init__(layers=[])
         self.prompts = prompts.kept
-        self.prompt_time, self.steps = prompts.plan.longest, steps
+        self.prompt_time, self.steps = prompts.longest, steps
         self.spoken: dict[int, tuple[Tensor, Tensor]] = {}
         self.step = 0
         self.capacity = min(steps, _FIRST_COLUMNS)
-        self.lengths = torch.tensor(prompts.plan.lengths, device=owners.device)[owners]
+        self.lengths = torch.tensor(prompts.lengths, device=owners.device)[owners]
         self._masks: dict[int | None, Tensor] = {}
         self._arrange(owners)
 
@@ -89,15 +63,15 @@ class RowCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Write this step's column of a layer; returns what the rows have spoken so far."""
         if layer_idx not in self.spoken:
-            self.spoken[layer_idx] = (self._columns(key_states), self._columns(value_states))
+            self.spoken[layer_idx] = (self._columns(key_states, value_states), self._columns(value_states))
         keys, values = self.spoken[layer_idx]
         keys[:, :, self.step : self.step + 1] = key_states
         values[:, :, self.step : self.step + 1] = value_states
         self._layer = layer_idx
         return keys, values
 
-    def _columns(self, states: Tensor) -> Tensor:
-        return states.new_zeros((*states.shape[:2], self.capacity, states.shape[3]))
+    def _columns(self, states: Tensor, like: Tensor | None = None) -> Tensor:
+        return (states if like is None else like).new_zeros((*states.shape[:2], self.capacity, states.shape[3]))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 (the cache's own signature)
         """Columns filled before this step."""
@@ -153,23 +127,36 @@ class RowCache(Cache):
         dropout: float,  # noqa: ARG002 (the attention's own signature)
     ) -> Tensor:
         """Attention of one token per row over its prompt and what it said; see :class:`thrifty.lm.attention.Plan`."""
+        query = query.to(value.dtype)  # under autocast, rotary embeddings come in float32
         rows, heads, _, width = query.shape
         kv_heads, columns = key.shape[1:3]
-        groups = heads // kv_heads
+        groups, value_width = heads // kv_heads, value.shape[-1]
         prompt_keys, prompt_values = (part.flatten(0, 1) for part in self.prompts[self._layer])
         # Query heads that share a key head, and rows that share a prompt, are rows of one product.
-        grouped = (query * scaling).reshape(rows, kv_heads, groups, width)
-        to_prompt = self._to_rows(torch.bmm(self._to_grid(grouped), prompt_keys.transpose(1, 2)), kv_heads)
-        to_spoken = torch.bmm(grouped.view(-1, groups, width), key.view(-1, columns, width).transpose(1, 2))
-        scores = torch.cat([to_prompt, to_spoken.view(rows, kv_heads, groups, columns)], -1)
+        grouped = query.reshape(rows, kv_heads, groups, width).contiguous()
+        to_prompt = _scaled_products(self._to_grid(grouped), prompt_keys, scaling)
+        to_spoken = _scaled_products(grouped.view(-1, groups, width), key.view(-1, columns, width), scaling)
         if softcap is not None:
-            scores.div_(softcap).tanh_().mul_(softcap)
-        scores.add_(self.mask(window, scores.dtype)[:, None, None])
-        weights = torch.softmax(scores, -1)
-        on_prompt, on_spoken = weights.split([self.prompt_time, columns], -1)
-        attended = torch.bmm(on_spoken.reshape(-1, groups, columns), value.view(-1, columns, value.shape[-1]))
-        from_prompt = self._to_rows(torch.bmm(self._to_grid(on_prompt), prompt_values), kv_heads)
-        return attended.view_as(from_prompt).add_(from_prompt).view(rows, 1, heads, value.shape[-1])
+            for part in (to_prompt, to_spoken):
+                part.div_(softcap).tanh_().mul_(softcap)
+        mask = self.mask(window, query.dtype).view(*self.lead, 1, 1, -1)
+        scores = query.new_empty((*self.lead, kv_heads, groups, self.prompt_time + columns))
+        on_prompt, on_spoken = scores.split([self.prompt_time, columns], -1)
+        mask_prompt, mask_spoken = mask.split([self.prompt_time, columns], -1)
+        # Both parts are put side by side and masked in one pass each.
+        torch.add(self._by_row(to_prompt, kv_heads), mask_prompt, out=on_prompt)
+        torch.add(to_spoken.view(on_spoken.shape), mask_spoken, out=on_spoken)
+        torch.softmax(scores, -1, out=scores)
+        on_prompt = on_prompt.reshape(rows, kv_heads, groups, self.prompt_time)
+        from_prompt = torch.bmm(self._to_grid(on_prompt), prompt_values)
+        attended = torch.bmm(on_spoken.reshape(-1, groups, columns), value.view(-1, columns, value_width))
+        attended = attended.view(*self.lead, kv_heads, groups, value_width)
+        return attended.add_(self._by_row(from_prompt, kv_heads)).view(rows, 1, heads, value_width)
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """How rows are counted: by prompt and place where all prompts have the same number, else one by one."""
+        return self.grid if self.even else (len(self.owners),)
 
     def _to_grid(self, by_row: Tensor) -> Tensor:
         """``[row, kv head, group, *]`` to ``[prompt x kv head, rows of it x group, *]``."""
@@ -179,9 +166,14 @@ class RowCache(Cache):
         grid = by_row.reshape(prompts, most, *by_row.shape[1:]).transpose(1, 2)
         return grid.reshape(prompts * by_row.shape[1], most * by_row.shape[2], by_row.shape[3])
 
-    def _to_rows(self, grid: Tensor, kv_heads: int) -> Tensor:
-        """The way back."""
+    def _by_row(self, grid: Tensor, kv_heads: int) -> Tensor:
+        """The way back, to ``[*lead, kv head, group, *]``; a view where the grid has no holes."""
         prompts, most = self.grid
         by_row = grid.view(prompts, kv_heads, most, -1, grid.shape[-1]).transpose(1, 2)
-        by_row = by_row.reshape(prompts * most, kv_heads, -1, grid.shape[-1])
-        return by_row if self.even else by_row[self.slots]
+        return by_row if self.even else by_row.flatten(0, 1)[self.slots]
+
+
+def _scaled_products(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """``scaling q k^T`` of each batch, the factor applied inside the product."""
+    products = query.new_empty((*query.shape[:2], key.shape[1]))
+    return torch.baddbmm(products, query, key.transpose(1, 2), beta=0, alpha=scaling, out=products)

@@ -18,8 +18,8 @@ _SCORE_ELEMENTS = 2**21
 
 def causal_attention(
     query: Float[Tensor, "row head time width"],
-    key: Float[Tensor, "row kv_head time width"],
-    value: Float[Tensor, "row kv_head time value_width"],
+    key: Float[Tensor, "row kv_head key_time width"],
+    value: Float[Tensor, "row kv_head key_time value_width"],
     scaling: float,
     *,
     softcap: float | None = None,
@@ -35,7 +35,8 @@ def causal_attention(
     Parameters
     ----------
     query, key, value
-        A whole multiple of ``kv_head`` query heads; neighbouring query heads share a key head.
+        A whole multiple of ``kv_head`` query heads; neighbouring query heads share a key head. With
+        more keys than queries, the queries are the last of these positions.
     scaling
         :math:`\beta`.
     softcap
@@ -47,13 +48,14 @@ def causal_attention(
     """
     if torch.is_autocast_enabled(query.device.type):
         query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embeddings come in float32
-    time = query.shape[2]
-    window = window if window is not None and window < time else None
+    times = query.shape[2], key.shape[2]
+    window = window if window is not None and window < times[1] else None
     if softcap is not None:
         return _capped_attention(query, key, value, scaling, softcap, window, dropout)
-    if query.device.type == "cpu" and dropout == 0.0 and time <= _LONGEST_BATCHED:
+    if query.device.type == "cpu" and dropout == 0.0 and times[1] <= _LONGEST_BATCHED:
         return _batched_attention(query, key, value, scaling, window)
-    visible = None if window is None else _visible(time, window, query.device)
+    plain = window is None and times[0] == times[1]
+    visible = None if plain else _visible(times, window, query.device)
     return F.scaled_dot_product_attention(
         query,
         key,
@@ -66,38 +68,40 @@ def causal_attention(
     )
 
 
-def _visible(time: int, window: int | None, device: torch.device) -> Tensor:
-    visible = torch.ones(time, time, dtype=torch.bool, device=device).tril()
-    return visible if window is None else visible.triu(1 - window)
+def _visible(times: tuple[int, int], window: int | None, device: torch.device) -> Tensor:
+    begun = times[1] - times[0]
+    visible = torch.ones(times, dtype=torch.bool, device=device).tril(begun)
+    return visible if window is None else visible.triu(begun + 1 - window)
 
 
-def _hidden_scores(time: int, window: int | None, like: Tensor) -> Tensor:
-    """0 where attention may look, minus infinity elsewhere."""
-    hidden = torch.full((time, time), float("-inf"), dtype=like.dtype, device=like.device)
-    return hidden.masked_fill_(_visible(time, window, like.device), 0.0)
+def _hidden_scores(times: tuple[int, int], window: int | None, like: Tensor) -> Tensor:
+    """0 where attention may look, minus infinity elsewhere; ``[query, key]``."""
+    hidden = torch.full(times, float("-inf"), dtype=like.dtype, device=like.device)
+    return hidden.masked_fill_(_visible(times, window, like.device), 0.0)
 
 
 def _capped_attention(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float, window: int | None, dropout: float
 ) -> Tensor:
     rows, heads, time, width = query.shape
-    groups = heads // key.shape[1]
-    grouped = query.reshape(rows, key.shape[1], groups * time, width)
+    kv_heads, key_time = key.shape[1:3]
+    groups = heads // kv_heads
+    grouped = query.reshape(rows, kv_heads, groups * time, width)
     scores = torch.tanh(grouped @ key.transpose(2, 3) * (scaling / softcap)) * softcap
-    scores = scores.view(rows, key.shape[1], groups, time, time) + _hidden_scores(time, window, query)
+    hidden = _hidden_scores((time, key_time), window, query)
+    scores = scores.view(rows, kv_heads, groups, time, key_time) + hidden
     weights = F.dropout(torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype), dropout)
-    attended = weights.view(rows, key.shape[1], groups * time, time) @ value
+    attended = weights.view(rows, kv_heads, groups * time, key_time) @ value
     return attended.view(rows, heads, time, value.shape[-1])
 
 
 def _batched_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
     rows, heads, time, width = query.shape
-    kv_heads = key.shape[1]
+    kv_heads, key_time = key.shape[1:3]
     grouped = query.reshape(rows * kv_heads, heads // kv_heads * time, width)
-    flat_key, flat_value = (part.reshape(rows * kv_heads, time, part.shape[-1]) for part in (key, value))
-    attended: Tensor = _BatchedAttention.apply(
-        grouped, flat_key, flat_value, scaling, _hidden_scores(time, window, query)
-    )
+    flat_key, flat_value = (part.reshape(rows * kv_heads, key_time, part.shape[-1]) for part in (key, value))
+    hidden = _hidden_scores((time, key_time), window, query)
+    attended: Tensor = _BatchedAttention.apply(grouped, flat_key, flat_value, scaling, hidden)
     return attended.view(rows, heads, time, value.shape[-1])
 
 
@@ -134,13 +138,12 @@ class _BatchedAttention(torch.autograd.Function):
 def _weights(query: Tensor, key: Tensor, scaling: float, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield (rows, attention weights of these rows); the next rows use the weights' memory again."""
     batch, grouped_time, _ = query.shape
-    time = key.shape[1]
-    step = min(batch, max(1, _SCORE_ELEMENTS // (grouped_time * time)))
-    buffer = query.new_empty((step, grouped_time, time))
+    step = min(batch, max(1, _SCORE_ELEMENTS // (grouped_time * key.shape[1])))
+    buffer = query.new_empty((step, grouped_time, key.shape[1]))
     for first in range(0, batch, step):
         part = slice(first, min(first + step, batch))
         scores = buffer[: part.stop - first]
         torch.bmm(query[part], key[part].transpose(1, 2), out=scores)
-        by_head = scores.view(-1, time, time)
+        by_head = scores.view(-1, *hidden.shape)
         torch.add(hidden, by_head, alpha=scaling, out=by_head)
         yield part, torch.softmax(scores, -1, out=scores)

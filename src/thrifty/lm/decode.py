@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from thrifty.lm.attention import Packed
 from thrifty.lm.backbone import Backbone
 from thrifty.lm.draw import Draw
 from thrifty.lm.head import LogitTransform
 
-_ENDED_SHARE = 0.25  # of the rows carried along, before they are dropped from the cache
+# Dropping ended rows copies the others' keys and values, which takes about as long as this share of a step;
+# so it is done as soon as carrying them along has cost as much.
+_COPY_COST = 0.25
 
 Uniforms = Callable[[int], Float[Tensor, " row"]]
 
@@ -39,6 +40,7 @@ class _Recorder:
         self.finished = torch.zeros(rows, dtype=torch.bool)
         self.stop = torch.tensor(sorted(stop), dtype=torch.long)
         self.alive = torch.arange(rows)  # of each row carried along, its number
+        self.wasted = 0.0  # steps' worth of work on ended rows since the last were dropped
 
     def record(self, step: int, tokens: Tensor, logps: Tensor) -> None:
         tokens, logps = tokens.cpu(), logps.cpu()
@@ -53,10 +55,12 @@ class _Recorder:
         return bool(self.finished[self.alive].all())
 
     def compaction(self) -> Tensor | None:
-        """Rows to keep, when enough have ended to be worth the copy."""
+        """Rows to keep, when carrying ended ones along has become dearer than dropping them."""
         ended = self.finished[self.alive]
-        if float(ended.float().mean()) < _ENDED_SHARE:
+        self.wasted += float(ended.float().mean())
+        if self.wasted < _COPY_COST:
             return None
+        self.wasted = 0.0
         keep = (~ended).nonzero().squeeze(1)
         self.alive = self.alive[keep]
         return keep
@@ -102,10 +106,11 @@ def decode_fast(
         Where the model is.
     """
     from thrifty.lm.cache import RowCache
+    from thrifty.lm.prefill import read_prompts
 
     recorder = _Recorder(len(owners), limit, stop)
     owner = torch.tensor(list(owners), device=device)
-    states, prompt_cache = _prefill(parts, prompts, device)
+    states, prompt_cache = read_prompts(parts, prompts, device)
     logits = parts.head(states)[owner]
     cache = RowCache(prompt_cache, owner, limit)
     for step in range(limit):
@@ -121,18 +126,6 @@ def decode_fast(
             tokens = tokens[keep]
         logits = parts.head(parts.step(tokens, cache))
     return recorder.result()
-
-
-def _prefill(parts: Backbone, prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Any]:
-    """Last states of the prompts, and their keys and values."""
-    from thrifty.lm.cache import PromptCache
-
-    plan = Packed([len(prompt) for prompt in prompts], device)
-    ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)
-    cache = PromptCache(plan)
-    states = parts.read(ids, plan, cache)
-    last = torch.tensor(plan.lengths, device=device).cumsum(0) - 1
-    return states[last], cache
 
 
 def decode_plainly(

@@ -12,7 +12,7 @@ from pathlib import Path
 from thrifty.control.base import Policy
 from thrifty.control.controllers import NoisyPolicy, PointMassController, RandomPolicy, SwingUp
 from thrifty.control.episodes import Episodes
-from thrifty.control.evaluate import rollout
+from thrifty.control.evaluation import rollout
 from thrifty.core.errors import InputError
 from thrifty.core.seeding import derive_seed
 
