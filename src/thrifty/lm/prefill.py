@@ -40,7 +40,7 @@ class PromptCache(Cache):
         self._plan: Packed | None = None
 
     def expect(self, plan: Packed, prompts: slice, start: int) -> None:
-        """Say that the next pass brings keys and values of some prompts, from token ``start`` on, laid out as ``plan``."""
+        """Say that the next pass brings keys and values of some prompts, laid out as ``plan``, from ``start`` on."""
         self._plan, self._prompts, self._start = plan, prompts, start
 
     def update(
