@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from thrifty.core.errors import InputError
 from thrifty.lm.attention import Packed, attending
 from thrifty.lm.head import LogitTransform
+from thrifty.lm.lean import LeanBody, lean_body
 
 if TYPE_CHECKING:
     from thrifty.lm.cache import RowCache
@@ -46,6 +47,8 @@ class Backbone:
         Whether sequences may lie end to end in one row (:class:`thrifty.lm.attention.Packed`).
     decodes
         Whether it can go on from keys and values in a :class:`thrifty.lm.cache.RowCache`.
+    lean
+        The body's layers run by hand, where its family is known.
     """
 
     body: Callable[..., Any]
@@ -54,6 +57,7 @@ class Backbone:
     configs: tuple[Any, ...]
     packed: bool = False
     decodes: bool = False
+    lean: LeanBody | None = None
 
     @property
     def plain_head(self) -> bool:
@@ -67,6 +71,8 @@ class Backbone:
 
     def states_packed(self, ids: Int[Tensor, " total"], plan: Packed) -> Float[Tensor, "total width"]:
         """Last hidden states of sequences that lie end to end, in ``plan``'s order."""
+        if self.lean is not None and self.lean.usable():
+            return self.lean.packed(ids, plan)
         with attending(self.configs, plan):
             states: Tensor = self.body(
                 input_ids=ids[None], position_ids=plan.positions, use_cache=False
@@ -75,6 +81,8 @@ class Backbone:
 
     def read(self, ids: Int[Tensor, " total"], plan: Packed, cache: PromptCache) -> Float[Tensor, "total width"]:
         """The same, keeping keys and values in ``cache``."""
+        if self.lean is not None and self.lean.usable():
+            return self.lean.read(ids, plan, cache)
         with attending(self.configs, plan):
             states: Tensor = self.body(
                 input_ids=ids[None], position_ids=plan.positions, past_key_values=cache, use_cache=True
@@ -83,12 +91,15 @@ class Backbone:
 
     def step(self, ids: Int[Tensor, " row"], cache: RowCache) -> Float[Tensor, "row width"]:
         """States of one further token per row; the cache moves on to its next column."""
-        with attending(self.configs, cache):
-            states: Tensor = self.body(
-                input_ids=ids[:, None], position_ids=cache.positions, past_key_values=cache, use_cache=True
-            ).last_hidden_state
+        if self.lean is not None and self.lean.usable():
+            states = self.lean.step(ids, cache)
+        else:
+            with attending(self.configs, cache):
+                states = self.body(
+                    input_ids=ids[:, None], position_ids=cache.positions, past_key_values=cache, use_cache=True
+                ).last_hidden_state[:, 0]
         cache.advance()
-        return states[:, 0]
+        return states
 
     def states(self, ids: Int[Tensor, "row time"]) -> Float[Tensor, "row time width"]:
         """Last hidden states of right-padded rows, by the model's own attention.
@@ -200,9 +211,16 @@ def _take_apart(model: nn.Module, inner: Any, head: Any) -> Backbone | None:
         if not configs or not layers <= _KNOWN_LAYERS:
             return parts
         ends = [length - back + sum(lengths[:row]) for back in (2, 1) for row, length in enumerate(lengths)]
-        for claim, proof, expected in (("packed", _packed_logits, own), ("decodes", _decoded_logits, own[ends])):
+        claims: list[tuple[str, Any, Any, Tensor]] = [
+            ("packed", True, _packed_logits, own),
+            ("decodes", True, _decoded_logits, own[ends]),
+        ]
+        lean = lean_body(body)
+        if lean is not None:
+            claims.append(("lean", lean, _packed_logits, own))
+        for claim, value, proof, expected in claims:
             try:
-                claimed = replace(parts, packed=True) if claim == "packed" else replace(parts, decodes=True)
+                claimed = replace(parts, **{claim: value})
                 if not _same(proof(claimed, ids, lengths), expected):
                     log.info("%s gives other logits when %s", name, claim)
                     break

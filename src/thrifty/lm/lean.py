@@ -1,0 +1,249 @@
+"""Decoders of Llama's kind, their layers run by hand: fewer passes over memory, less kept for the backward pass.
+
+The products are the model's own. What stands between them (normalisation, rotation, gate) goes through float32 in
+blocks that stay in the processor's cache, and keeps for the backward pass only what can't be computed again cheaply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules import module as module_hooks
+
+if TYPE_CHECKING:
+    from thrifty.lm.attention import Packed
+    from thrifty.lm.cache import RowCache
+    from thrifty.lm.prefill import PromptCache
+
+_FAMILIES = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
+_BLOCK_ELEMENTS = 2**18  # float32 at once on a CPU: 1 MiB, about a core's own cache
+
+# Of a layer, the queries, keys and values ``[token, head, width]`` to the attended values ``[token, head * width]``.
+Attend = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+
+
+class LeanBody:
+    """The body of a decoder, run layer by layer.
+
+    Parameters
+    ----------
+    body
+        A model of one of the families that this knows; see :func:`lean_body`.
+    """
+
+    def __init__(self, body: Any) -> None:
+        self.body = body
+        self._modules = list(body.modules())
+
+    def usable(self) -> bool:
+        """Whether nothing asks for the modules' own forward passes: hooks, autocast, gradient checkpointing."""
+        if torch.is_autocast_enabled(next(self.body.parameters()).device.type):
+            return False
+        if module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks:
+            return False
+        return not any(
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or "forward" in module.__dict__
+            or (module.training and getattr(module, "gradient_checkpointing", False))
+            for module in self._modules
+        )
+
+    def packed(self, ids: Int[Tensor, " total"], plan: Packed) -> Float[Tensor, "total width"]:
+        """See :meth:`thrifty.lm.backbone.Backbone.states_packed`."""
+
+        def attend(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            query, key, value = (part.transpose(0, 1)[None] for part in (query, key, value))
+            return plan.attend(query, key, value, *_settings(attention))[0].flatten(1)
+
+        return self._run(ids, plan.positions, attend)
+
+    def read(self, ids: Int[Tensor, " total"], plan: Packed, cache: PromptCache) -> Float[Tensor, "total width"]:
+        """See :meth:`thrifty.lm.backbone.Backbone.read`."""
+
+        def attend(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            query, key, value = (part.transpose(0, 1)[None] for part in (query, key, value))
+            key, value = cache.update(key, value, attention.layer_idx)
+            return plan.attend(query, key, value, *_settings(attention))[0].flatten(1)
+
+        return self._run(ids, plan.positions, attend)
+
+    def step(self, ids: Int[Tensor, " row"], cache: RowCache) -> Float[Tensor, "row width"]:
+        """See :meth:`thrifty.lm.backbone.Backbone.step`."""
+
+        def attend(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            keys, values = cache.update(key[:, :, None], value[:, :, None], attention.layer_idx)
+            return cache.attend(query[:, :, None], keys, values, *_settings(attention)).flatten(1)
+
+        return self._run(ids, cache.positions, attend)
+
+    def _run(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        body = self.body
+        hidden = body.embed_tokens(ids)
+        cos, sin = (part.flatten(0, 1)[:, None] for part in body.rotary_emb(hidden[None], positions))
+        for layer in body.layers:
+            attention = layer.self_attn
+            states = _normed(layer.input_layernorm, hidden)
+            query, key, value = (
+                project(states).unflatten(1, (-1, attention.head_dim))
+                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
+            if hasattr(attention, "q_norm"):
+                query, key = _normed(attention.q_norm, query), _normed(attention.k_norm, key)
+            query, key = (_Rotation.apply(part, cos, sin) for part in (query, key))
+            hidden = hidden + attention.o_proj(attend(attention, query, key, value))
+            hidden = hidden + _gated(layer.mlp, _normed(layer.post_attention_layernorm, hidden))
+        return _normed(body.norm, hidden)
+
+
+def lean_body(body: Any) -> LeanBody | None:
+    """The body's layers run by hand, or None where it is of another family or was changed.
+
+    Parameters
+    ----------
+    body
+        What maps token ids to last hidden states in a causal language model.
+    """
+    kind = type(body)
+    if kind.__name__ not in _FAMILIES or not kind.__module__.startswith("transformers.models."):
+        return None
+    family = kind.__name__.removesuffix("Model")
+    norms = dict.fromkeys(("input_layernorm", "post_attention_layernorm"), "RMSNorm")
+    expected = {"self_attn": "Attention", "mlp": "MLP", **norms}
+    for layer in body.layers:
+        parts = {name: type(part).__name__ for name, part in layer.named_children()}
+        if parts != {name: family + suffix for name, suffix in expected.items()}:
+            return None
+    if body.config.hidden_act != "silu":
+        return None
+    return LeanBody(body)
+
+
+def _settings(attention: Any) -> tuple[float, None, int | None, float]:
+    """Scaling, soft cap, window and dropout of a layer's attention."""
+    # Where layers differ, each says its own; else the config says it for all.
+    window = getattr(attention if hasattr(attention, "sliding_window") else attention.config, "sliding_window", None)
+    return attention.scaling, None, window, attention.attention_dropout if attention.training else 0.0
+
+
+def _normed(norm: Any, x: Tensor) -> Tensor:
+    normed: Tensor = _RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
+    return normed
+
+
+def _gated(mlp: Any, states: Tensor) -> Tensor:
+    gate, up = mlp.gate_proj(states), mlp.up_proj(states)
+    down = mlp.down_proj
+    if type(down) is nn.Linear and type(down.weight) is nn.Parameter and type(down.weight.data) is Tensor:
+        product: Tensor = _GatedProduct.apply(gate, up, down.weight)
+        return product if down.bias is None else product + down.bias
+    gated: Tensor = down(_Gate.apply(gate, up))
+    return gated
+
+
+def _blocks(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (rows, their float32 copy) in one reused buffer."""
+    rows, width = x.shape
+    step = rows if x.device.type != "cpu" else max(1, _BLOCK_ELEMENTS // width)
+    buffer = torch.empty((min(step, rows), width), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    for first in range(0, rows, step):
+        part = slice(first, min(first + step, rows))
+        yield part, buffer[: part.stop - first].copy_(x[part])
+
+
+class _RMSNorm(torch.autograd.Function):
+    r""":math:`w \, x / \sqrt{\mathrm{mean}(x^2) + \epsilon}`; keeps one number per row beside its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        out = torch.empty_like(flat)
+        scale = flat.new_empty((len(flat), 1), dtype=torch.promote_types(x.dtype, torch.float32))
+        for rows, z in _blocks(flat):
+            squares = torch.linalg.vector_norm(z, dim=1, keepdim=True).square_()
+            scale[rows] = squares.div_(z.shape[1]).add_(epsilon).rsqrt_()
+            out[rows] = z.mul_(scale[rows])
+        ctx.save_for_backward(x, weight, scale)
+        return out.mul_(weight).view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, scale = ctx.saved_tensors
+        flat, gradient = x.reshape(-1, x.shape[-1]), upstream[0].reshape(-1, x.shape[-1])
+        for_x = torch.empty_like(flat)
+        for_weight = torch.zeros_like(weight, dtype=scale.dtype)
+        wide = weight.to(scale.dtype)
+        for rows, z in _blocks(flat):
+            z.mul_(scale[rows])
+            g = gradient[rows].to(z.dtype)
+            if ctx.needs_input_grad[1]:
+                for_weight += torch.linalg.vecdot(g, z, dim=0)
+            g.mul_(wide)
+            shared = torch.linalg.vecdot(g, z, dim=1)[:, None].div_(-z.shape[1])
+            for_x[rows] = g.addcmul_(z, shared).mul_(scale[rows])
+        return for_x.view(x.shape), for_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None, None
+
+
+class _Rotation(torch.autograd.Function):
+    """Rotary position embedding of ``[token, head, width]`` by cosines and sines ``[token, 1, width]``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        out = x * cos
+        (first, second), (low, high), (new_low, new_high) = (part.chunk(2, -1) for part in (sin, x, out))
+        new_low.addcmul_(high, first, value=-1)
+        new_high.addcmul_(low, second)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        out = upstream[0] * cos
+        (first, second), (low, high), (new_low, new_high) = (part.chunk(2, -1) for part in (sin, upstream[0], out))
+        new_low.addcmul_(high, second)
+        new_high.addcmul_(low, first, value=-1)
+        return out, None, None
+
+
+def _gate_gradients(gradient: Tensor, gate: Tensor, up: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of ``silu(gate) * up`` in both; ``active`` is the first factor and is overwritten."""
+    for_gate = torch.ops.aten.silu_backward(gradient * up, gate)
+    return for_gate, active.mul_(gradient)
+
+
+class _Gate(torch.autograd.Function):
+    """``silu(gate) * up``; keeps its inputs alone."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return _gate_gradients(upstream[0], gate, up, functional.silu(gate))
+
+
+class _GatedProduct(torch.autograd.Function):
+    """``(silu(gate) * up) W^T``; the product's wide side is computed again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        return functional.silu(gate).mul_(up) @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        gate, up, weight = ctx.saved_tensors
+        active = functional.silu(gate)
+        for_weight = upstream[0].t() @ (active * up) if ctx.needs_input_grad[2] else None
+        return *_gate_gradients(upstream[0] @ weight, gate, up, active), for_weight
