@@ -133,9 +133,9 @@ class RowCache(Cache):
         groups, value_width = heads // kv_heads, value.shape[-1]
         prompt_keys, prompt_values = (part.flatten(0, 1) for part in self.prompts[self._layer])
         # Query heads that share a key head, and rows that share a prompt, are rows of one product.
-        grouped = query.reshape(rows, kv_heads, groups, width).contiguous()
-        to_prompt = _scaled_products(self._to_grid(grouped), prompt_keys, scaling)
-        to_spoken = _scaled_products(grouped.view(-1, groups, width), key.view(-1, columns, width), scaling)
+        grouped = (query * scaling).reshape(rows, kv_heads, groups, width).contiguous()
+        to_prompt = torch.bmm(self._to_grid(grouped), prompt_keys.transpose(1, 2))
+        to_spoken = torch.bmm(grouped.view(-1, groups, width), key.view(-1, columns, width).transpose(1, 2))
         if softcap is not None:
             for part in (to_prompt, to_spoken):
                 part.div_(softcap).tanh_().mul_(softcap)
@@ -171,9 +171,3 @@ class RowCache(Cache):
         prompts, most = self.grid
         by_row = grid.view(prompts, kv_heads, most, -1, grid.shape[-1]).transpose(1, 2)
         return by_row if self.even else by_row.flatten(0, 1)[self.slots]
-
-
-def _scaled_products(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """``scaling q k^T`` of each batch, the factor applied inside the product."""
-    products = query.new_empty((*query.shape[:2], key.shape[1]))
-    return torch.baddbmm(products, query, key.transpose(1, 2), beta=0, alpha=scaling, out=products)

@@ -183,11 +183,11 @@ class _RMSNorm(torch.autograd.Function):
         for rows, z in _blocks(flat):
             z.mul_(scale[rows])
             g = gradient[rows].to(z.dtype)
+            along = g * z
             if ctx.needs_input_grad[1]:
-                for_weight += torch.linalg.vecdot(g, z, dim=0)
-            g.mul_(wide)
-            shared = torch.linalg.vecdot(g, z, dim=1)[:, None].div_(-z.shape[1])
-            for_x[rows] = g.addcmul_(z, shared).mul_(scale[rows])
+                for_weight += along.sum(0)
+            shared = torch.mv(along, wide).div_(-z.shape[1])
+            for_x[rows] = g.mul_(wide).addcmul_(z, shared[:, None]).mul_(scale[rows])
         return for_x.view(x.shape), for_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None, None
 
 
