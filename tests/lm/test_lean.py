@@ -13,6 +13,7 @@ from thrifty.lm.attention import Packed
 from thrifty.lm.backbone import Backbone, backbone
 from thrifty.lm.lean import LeanBody, lean_body
 from thrifty.lm.logps import token_logps
+from thrifty.lm.memory import activation_tokens
 from thrifty.lm.sequences import Sequences
 
 
@@ -114,3 +115,8 @@ def test_adapters_are_run(llama: Any) -> None:
 def _states(parts: Backbone) -> torch.Tensor:
     plan = Packed([4, 3], torch.device("cpu"))
     return parts.states_packed(torch.tensor([4, 9, 30, 5, 8, 8, 20]), plan)
+
+
+def test_more_tokens_fit_into_the_same_memory(llama: Any) -> None:
+    cpu = torch.device("cpu")
+    assert activation_tokens(llama, 2**24, cpu, lean=True) > 1.5 * activation_tokens(llama, 2**24, cpu)

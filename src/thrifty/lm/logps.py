@@ -69,7 +69,7 @@ def token_logps(
         Tokens whose logits exist at once; None chooses a size.
     activation_bytes
         Memory that the body's activations may take for the backward pass, about; beyond it, rows are
-        computed again in the backward pass (in groups, all but the last). None is 1.25 GiB on a CPU, half of the
+        computed again in the backward pass (in groups, all but the last). None is 0.875 GiB on a CPU, half of the
         free memory on a GPU. Left to the model where its own gradient checkpointing is on.
     entropy
         Whether to return the entropies of the next-token distributions too (differentiable as well).
@@ -191,7 +191,8 @@ def _response_states(
 
     segments = [(0, len(lengths))]
     if torch.is_grad_enabled() and not checkpoints_itself:
-        segments = split_rows(lengths, activation_tokens(model, activation_bytes, mask.device))
+        by_hand = parts.packed and parts.lean is not None and parts.lean.usable()
+        segments = split_rows(lengths, activation_tokens(model, activation_bytes, mask.device, lean=by_hand))
     # The backward pass begins with the last segment, whose activations are gone before another's are
     # made anew: so the last one need not be computed twice.
     kept = [checkpoint(run, first, end, use_reentrant=False) for first, end in segments[:-1]]

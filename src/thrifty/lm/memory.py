@@ -9,16 +9,18 @@ import torch
 
 from thrifty.lm.backbone import unwrapped
 
-_CPU_BYTES = 3 * 2**28  # 0.75 GiB
+_CPU_BYTES = 7 * 2**27
 _FREE_SHARE = 0.5  # of a GPU's free memory
 
 # What a decoder layer keeps per token for its backward pass, in numbers of the weights' dtype: the
 # normalisations' float32 copies, queries, keys, values and sums along the hidden width; gate, activation,
 # up and their product along the inner width.
 _PER_HIDDEN, _PER_INNER = 12, 6
+# The same for layers run by hand (:mod:`thrifty.lm.lean`), which keep neither float32 copies nor activations.
+_LEAN_PER_HIDDEN, _LEAN_PER_INNER = 8, 2
 
 
-def activation_tokens(model: Any, limit: int | None, device: torch.device) -> int:
+def activation_tokens(model: Any, limit: int | None, device: torch.device, *, lean: bool = False) -> int:
     """Tokens whose activations take about ``limit`` bytes, at least 1.
 
     Parameters
@@ -26,9 +28,11 @@ def activation_tokens(model: Any, limit: int | None, device: torch.device) -> in
     model
         A causal language model; its size is read from its config and the dtype of its weights.
     limit
-        Bytes; None is 0.75 GiB on a CPU and half of the free memory on a GPU.
+        Bytes; None is 0.875 GiB on a CPU and half of the free memory on a GPU.
     device
         Where the model is.
+    lean
+        Whether its layers are run by hand.
     """
     if limit is None:
         limit = _CPU_BYTES
@@ -38,7 +42,8 @@ def activation_tokens(model: Any, limit: int | None, device: torch.device) -> in
     hidden = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * hidden
     size = next(model.parameters()).element_size()
-    per_token = config.num_hidden_layers * (_PER_HIDDEN * hidden + _PER_INNER * inner) * size
+    per_hidden, per_inner = (_LEAN_PER_HIDDEN, _LEAN_PER_INNER) if lean else (_PER_HIDDEN, _PER_INNER)
+    per_token = config.num_hidden_layers * (per_hidden * hidden + per_inner * inner) * size
     return max(1, limit // per_token)
 
 
