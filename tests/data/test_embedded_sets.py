@@ -22,7 +22,7 @@ from thrifty.data import convert_data, convert_models, convert_tables, convert_t
 from thrifty.data.assets import ASSETS
 from thrifty.data.fetch import fetch
 from thrifty.data.images import images
-from thrifty.data.letters import LetterSet, letters
+from thrifty.data.letters import STYLES, LetterSet, letters
 from thrifty.data.tables import table, table_names
 from thrifty.data.text import texts
 
@@ -244,7 +244,8 @@ def drawn(tmp_path: Path, install: Install) -> LetterSet:
     noto = tmp_path / "usr" / "share" / "fonts" / "truetype" / "noto"
     noto.mkdir(parents=True)
     for index, name in enumerate(("cmr10", "cmb10", "cmss10", "cmtt10", "cmr10")):
-        shutil.copy(shelf / f"{name}.ttf", noto / f"{index}-{name}.ttf")
+        shutil.copy(shelf / f"{name}.ttf", noto / f"{index}{name}-{STYLES[index % 4]}.ttf")
+    shutil.copy(shelf / "DejaVuSans.ttf", noto / "DejaVu-Thin.ttf")  # a style that another package brought
     install("letters", "fonts-noto-core", tmp_path)
     return letters()
 
@@ -256,6 +257,7 @@ def test_letters_have_four_different_drawings_each(drawn: LetterSet) -> None:
     assert np.bincount(drawn.labels).min() >= 4
     assert len({image.tobytes() for image in drawn.images}) == len(drawn.images)
     assert drawn.images.reshape(len(drawn.images), -1).any(axis=1).all()
+    assert len(drawn.fonts) == 5
     assert 4 not in drawn.font  # the fifth font repeats the first
     latin = drawn.scripts.index("Latin")
     assert (drawn.script[drawn.labels == drawn.letters.index("a")] == latin).all()

@@ -232,6 +232,7 @@ _ALL = (
         "thrifty.data.letters.letters",
         (NOTO,),
         draw_all,
+        recipe=2,
     ),
     Asset(
         "sarcasm",

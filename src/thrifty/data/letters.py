@@ -16,6 +16,7 @@ from thrifty.data.sources import log
 
 SIZE = 28
 FEWEST_FONTS = 4
+STYLES = ("Regular", "Bold", "Italic", "BoldItalic")  # all that fonts-noto-core holds; fonts-noto-extra has the others
 _FONT_PIXELS = 20  # em height: most letters then fit the square, and capitals stay larger than small letters
 _SMALLEST_FONT = 6
 
@@ -76,9 +77,12 @@ def draw_all(roots: Mapping[str, Path], folder: Path) -> None:
     """Build step of the asset: draw every letter of every font, keep letters with at least four different drawings.
 
     A drawing that another font or an earlier letter already has is dropped, so that the same outline under
-    two names (Latin A, Greek Alpha) makes one class, and no training example reappears as a test one.
+    two names (Latin A, Greek Alpha) makes one class, and no training example reappears as a test one. Where the
+    package is installed, other packages have put more fonts into its directory: only the styles that it brings
+    itself are drawn, so that the set is the same on every machine.
     """
-    fonts = sorted((roots["fonts-noto-core"] / "usr" / "share" / "fonts" / "truetype" / "noto").glob("*.ttf"))
+    folder_of_fonts = roots["fonts-noto-core"] / "usr" / "share" / "fonts" / "truetype" / "noto"
+    fonts = sorted(path for path in folder_of_fonts.glob("*.ttf") if path.stem.rpartition("-")[2] in STYLES)
     np.savez_compressed(folder / "letters.npz", **_collect(fonts))
 
 
