@@ -69,6 +69,14 @@ class Backbone:
         """Logits as the model itself gives them, before any temperature."""
         return self.transform.apply(self.head(hidden))
 
+    def products(self, states: Float[Tensor, "row width"], space: Tensor) -> Float[Tensor, "row vocab"]:
+        """The head's products, written into ``space`` where it can: fresh memory takes as long as a third of them."""
+        weight, bias = getattr(self.head, "weight", None), getattr(self.head, "bias", None)
+        if torch.is_grad_enabled() or not self.plain_head or not isinstance(weight, Tensor) or bias is not None:
+            products: Tensor = self.head(states)
+            return products
+        return torch.mm(states, weight.t(), out=space[: len(states)])
+
     def states_packed(self, ids: Int[Tensor, " total"], plan: Packed) -> Float[Tensor, "total width"]:
         """Last hidden states of sequences that lie end to end, in ``plan``'s order."""
         if self.lean is not None and self.lean.usable():

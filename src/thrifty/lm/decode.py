@@ -111,7 +111,9 @@ def decode_fast(
     recorder = _Recorder(len(owners), limit, stop)
     owner = torch.tensor(list(owners), device=device)
     states, prompt_cache = read_prompts(parts, prompts, device)
-    logits = parts.head(states)[owner]
+    first = parts.head(states)
+    logits = space = first.new_empty((len(owner), first.shape[1]))  # each step's go where the last step's were
+    torch.index_select(first, 0, owner, out=logits)
     cache = RowCache(prompt_cache, owner, limit)
     for step in range(limit):
         numbers = uniforms(step)[recorder.alive].to(device)
@@ -124,7 +126,7 @@ def decode_fast(
             keep = keep.to(device)
             cache.keep(keep)
             tokens = tokens[keep]
-        logits = parts.head(parts.step(tokens, cache))
+        logits = parts.products(parts.step(tokens, cache), space)
     return recorder.result()
 
 

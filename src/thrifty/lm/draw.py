@@ -79,7 +79,7 @@ class Draw:
                 drawn = z.argmax(1)
                 logps[part] = torch.log_softmax(z, 1).gather(1, drawn[:, None]).squeeze(1)
             elif self.top_k is None and (self.top_p is None or self.top_p == 1.0):
-                p = torch.softmax(z, 1)
+                p = torch.softmax(z, 1, out=z)
                 drawn = inverse_cdf(p, uniforms[part])
                 logps[part] = p.gather(1, drawn[:, None]).squeeze(1).log_()
             else:

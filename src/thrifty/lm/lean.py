@@ -158,18 +158,27 @@ def _blocks(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield part, buffer[: part.stop - first].copy_(x[part])
 
 
+def _inverse_rms(z: Tensor, epsilon: float) -> Tensor:
+    squares = torch.linalg.vector_norm(z, dim=1, keepdim=True).square_()
+    return squares.div_(z.shape[1]).add_(epsilon).rsqrt_()
+
+
 class _RMSNorm(torch.autograd.Function):
     r""":math:`w \, x / \sqrt{\mathrm{mean}(x^2) + \epsilon}`; keeps one number per row beside its input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        out = torch.empty_like(flat)
-        scale = flat.new_empty((len(flat), 1), dtype=torch.promote_types(x.dtype, torch.float32))
-        for rows, z in _blocks(flat):
-            squares = torch.linalg.vector_norm(z, dim=1, keepdim=True).square_()
-            scale[rows] = squares.div_(z.shape[1]).add_(epsilon).rsqrt_()
-            out[rows] = z.mul_(scale[rows])
+        wide = torch.promote_types(x.dtype, torch.float32)
+        if flat.numel() <= _BLOCK_ELEMENTS:
+            z = flat.to(wide, copy=True)
+            scale = _inverse_rms(z, epsilon)
+            out = z.mul_(scale).to(x.dtype)
+        else:
+            out, scale = torch.empty_like(flat), flat.new_empty((len(flat), 1), dtype=wide)
+            for rows, z in _blocks(flat):
+                scale[rows] = _inverse_rms(z, epsilon)
+                out[rows] = z.mul_(scale[rows])
         ctx.save_for_backward(x, weight, scale)
         return out.mul_(weight).view(x.shape)
 
