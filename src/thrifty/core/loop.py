@@ -11,17 +11,18 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType, MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from thrifty.core import processes
 from thrifty.core.errors import InputError, NonFiniteError, RunError
 from thrifty.core.progress import Progress
 from thrifty.core.run import Run
-from thrifty.core.seeding import derive_seed
+from thrifty.core.seeding import derive_seed, seed_everything
 
 Batch = TypeVar("Batch")
 Scalars = Mapping[str, float | Tensor]
@@ -139,7 +140,7 @@ def loop(
             if step % log_every == 0 or step + 1 == steps:
                 run.log(step, **scalars)
             progress.update(note="  ".join(f"{k} {v:.4g}" for k, v in list(scalars.items())[:3]))
-            done, stopping = step + 1, asked()
+            done, stopping = step + 1, any(processes.gather(asked()))
             if save_every is not None and (done % save_every == 0 or done == steps or stopping):
                 run.save(done, _collect(state), wait=done == steps or stopping)
             if stopping and done < steps:
@@ -191,6 +192,7 @@ def fit(
     *,
     clip_norm: float | None = 1.0,
     accumulate: int = 1,
+    combine: Literal["mean", "sum"] = "mean",
     schedule: Callable[[int], float] | None = None,
     state: Mapping[str, Stateful] | None = None,
     save_every: int | None = 200,
@@ -207,7 +209,8 @@ def fit(
         What is trained, in place.
     batches
         ``batches(i)``: batch number ``i``, the same each time it is asked for; or a list of batches, which is
-        gone through again and again. Process ``r`` of ``w`` gets the batches ``i * w + r``.
+        gone through again and again. Step ``s`` uses the batches from ``s * accumulate`` on; of several processes
+        each takes every so many'th.
     optimizer
         Over the model's parameters.
     run
@@ -217,7 +220,10 @@ def fit(
     clip_norm
         Largest norm of the gradient; ``None`` leaves it.
     accumulate
-        Batches whose mean gradient makes one step.
+        Batches that make one step, over all processes.
+    combine
+        ``mean``: a step's loss is the mean over its batches; ``sum``: their sum, for losses whose terms already
+        carry the weight that they have in the whole step.
     schedule
         ``schedule(step)``: what the learning rates are multiplied by.
     state
@@ -232,6 +238,8 @@ def fit(
 
     Raises
     ------
+    InputError
+        When the batches of a step can't be dealt out evenly to the processes.
     NonFiniteError
         When a loss or the gradient's norm is not finite; the weights keep their last good values.
     StoppedError
@@ -239,28 +247,38 @@ def fit(
     """
     from accelerate import Accelerator
 
+    rank, world = processes.rank(), processes.world()
+    if accumulate % world:
+        raise InputError(f"{accumulate} batches a step can't be dealt out evenly to {world} processes")
     fetch = batches if callable(batches) else _cycled(batches)
     accelerator = Accelerator(cpu=run.device.type == "cpu")
     model.to(accelerator.device)
-    prepared: nn.Module = accelerator.prepare_model(model)
-    rank, world = accelerator.process_index, accelerator.num_processes
+    # The loss is the forward pass, whatever it calls the model for, so that gradients are exchanged behind it.
+    forward = _Forward(model, loss)
+    prepared = accelerator.prepare_model(forward)
     rates = [group["lr"] for group in optimizer.param_groups]
+    # Gradients are averaged over the processes.
+    share = world / accumulate if combine == "mean" else world
+    if rank:
+        seed_everything(derive_seed(run.seed, "rank", rank))  # dropout differs between them
 
     def update(step: int) -> Scalars:
-        prepared.train()
-        logged: dict[str, float] = {}
-        for part in range(accumulate):
-            index = (step * accumulate + part) * world + rank
-            result = loss(prepared, fetch(index))
-            value, metrics = (result.value, result.metrics) if isinstance(result, Loss) else (result, {})
-            if not torch.isfinite(value):
-                raise NonFiniteError(
-                    f"the loss is {float(value.detach())} at step {step}, batch {index}: try a smaller learning "
-                    "rate, or look at that batch; the checkpoint before it is kept"
-                )
-            accelerator.backward(value / accumulate)
+        model.train()
+        measured: dict[str, list[float]] = {}
+        for part in range(rank, accumulate, world):
+            index = step * accumulate + part
+            last = part + world >= accumulate
+            with nullcontext() if last else accelerator.no_sync(prepared):
+                value, metrics = prepared(fetch(index))
+                if not torch.isfinite(value):
+                    raise NonFiniteError(
+                        f"the loss is {float(value.detach())} at step {step}, batch {index}: try a smaller learning "
+                        "rate, or look at that batch; the checkpoint before it is kept"
+                    )
+                accelerator.backward(value * share)
             for name, scalar in {"loss": value.detach(), **metrics}.items():
-                logged[name] = logged.get(name, 0.0) + float(scalar) / accumulate
+                measured.setdefault(name, []).append(float(scalar))
+        logged = _together(measured, combine)
         if clip_norm is not None:
             logged["gradient_norm"] = float(accelerator.clip_grad_norm_(prepared.parameters(), clip_norm))
             if not math.isfinite(logged["gradient_norm"]):
@@ -276,6 +294,29 @@ def fit(
     loop(update, run, steps, saved, save_every=save_every, log_every=log_every, label=label)
     model.eval()
     return model
+
+
+class _Forward(nn.Module):
+    """A model under its loss."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Loss | Tensor]) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Any) -> tuple[Tensor, Scalars]:
+        result = self.loss(self.model, batch)
+        return (result.value, result.metrics) if isinstance(result, Loss) else (result, {})
+
+
+def _together(measured: Mapping[str, Sequence[float]], combine: str) -> dict[str, float]:
+    """What to log of a step: the loss as it is combined, of the rest the mean over the batches that have it."""
+    values: dict[str, list[float]] = {}
+    for of_one in processes.gather(measured):
+        for name, given in of_one.items():
+            values.setdefault(name, []).extend(given)
+    return {
+        name: sum(given) / (1 if name == "loss" and combine == "sum" else len(given)) for name, given in values.items()
+    }
 
 
 def _cycled(batches: Sequence[Batch]) -> Callable[[int], Batch]:

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from thrifty.core import processes
+
 T = TypeVar("T")
 PATIENCE = 2.0  # seconds before a bar appears
 PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
@@ -43,7 +45,7 @@ class Progress:
         """Says that ``steps`` more are done; ``note`` is shown behind the bar."""
         self.done += steps
         now = time.monotonic()
-        if now - self._started < PATIENCE:
+        if now - self._started < PATIENCE or not processes.is_main():
             return
         if sys.stderr.isatty():
             self._draw(note)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from filelock import FileLock, Timeout
 
-from thrifty.core import seeding
+from thrifty.core import processes, seeding
 from thrifty.core.atomic import room_on_disk, write_json
 from thrifty.core.checkpoint import Checkpoints
 from thrifty.core.errors import ExistsError, InputError, nearest
@@ -83,6 +83,9 @@ class Run:
     Creating a run seeds every global generator from ``seed``, so that what follows (building a model, say)
     is the same each time.
 
+    Under ``torchrun`` or ``accelerate launch`` every process makes the same run. The first one owns the directory
+    (which all must see) and writes; in the others ``log``, ``finish`` and the like do nothing, and ``main`` is False.
+
     Parameters
     ----------
     directory
@@ -121,10 +124,12 @@ class Run:
     ) -> None:
         self.directory = Path(directory)
         self.seed = seed
-        self.device = pick_device(device)
+        self.device = processes.connect(pick_device(device))
+        self.main = processes.is_main()
         self.dtype = pick_dtype(dtype, self.device)
         self.config: dict[str, Any] = json.loads(json.dumps({**(config or {}), "seed": seed}))
-        self._lock = self._claim(overwrite)
+        self._lock = FileLock(self.directory / ".lock")
+        processes.on_main(lambda: self._claim(overwrite))
         self._keep = keep
         self._stages: list[Run] = []
         self._begin()
@@ -134,15 +139,14 @@ class Run:
         self._writer: SummaryWriter | None = None
         seeding.seed_everything(self.seed)
 
-    def _claim(self, overwrite: bool) -> FileLock:
+    def _claim(self, overwrite: bool) -> None:
         with room_on_disk(self.directory):
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError) as error:
                 raise ExistsError(f"{self.directory} is a file: give another output directory") from error
-        lock = FileLock(self.directory / ".lock")
         try:
-            lock.acquire(timeout=0)
+            self._lock.acquire(timeout=0)
         except Timeout as error:
             raise ExistsError(
                 f"{self.directory} is in use by another process: give another output directory"
@@ -150,9 +154,8 @@ class Run:
         try:
             self._check(overwrite)
         except BaseException:
-            lock.release()
+            self._lock.release()
             raise
-        return lock
 
     def _check(self, overwrite: bool) -> None:
         there = [path for path in self.directory.iterdir() if path.name != ".lock" and path.suffix != ".tmp"]
@@ -187,9 +190,9 @@ class Run:
         child = object.__new__(Run)
         child.directory = self.directory / name
         child.seed = seeding.derive_seed(self.seed, name)
-        child.device, child.dtype, child.config = self.device, self.dtype, self.config
+        child.device, child.dtype, child.config, child.main = self.device, self.dtype, self.config, self.main
         child._lock, child._keep, child._stages = self._lock, self._keep, []
-        child.directory.mkdir(exist_ok=True)
+        processes.on_main(lambda: child.directory.mkdir(exist_ok=True))
         child._begin()
         self._stages.append(child)
         return child
@@ -208,6 +211,8 @@ class Run:
         scalars
             Numbers or one-element tensors.
         """
+        if not self.main:
+            return
         values = {name: float(value) for name, value in scalars.items()}
         line = json.dumps({"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()})
         path = self.directory / METRICS
@@ -237,21 +242,35 @@ class Run:
         wait
             Return only when it is on the disk.
         """
+        rng = processes.gather(seeding.rng_state())
+        if not self.main:
+            return
         path = self.directory / METRICS
-        tree = {"state": state, "rng": seeding.rng_state(), "metrics": path.stat().st_size if path.exists() else 0}
+        tree = {"state": state, "rng": rng, "metrics": path.stat().st_size if path.exists() else 0}
         self.checkpoints.save(step, tree, wait=wait)
 
     def latest(self) -> tuple[int, Any] | None:
         """The newest whole checkpoint as ``(step, state)``, or ``None``.
 
         Puts all global generators back to where they were, and takes back the metrics logged after it.
+
+        Raises
+        ------
+        InputError
+            When it was written by another number of processes.
         """
         found = self.checkpoints.latest()
-        self._truncate_metrics(0 if found is None else found[1]["metrics"])
+        if self.main:
+            self._truncate_metrics(0 if found is None else found[1]["metrics"])
         if found is None:
             return None
         step, tree = found
-        seeding.set_rng_state(tree["rng"])
+        if len(tree["rng"]) != processes.world():
+            raise InputError(
+                f"{self.directory} was begun by {len(tree['rng'])} processes, not {processes.world()}: "
+                "start as many to go on with it, or give another output directory"
+            )
+        seeding.set_rng_state(tree["rng"][processes.rank()])
         return step, tree["state"]
 
     def _truncate_metrics(self, size: int) -> None:
@@ -262,7 +281,8 @@ class Run:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes ``summary.json``, which marks the run as finished, and lets go of the directory."""
         self.checkpoints.wait()
-        write_json(self.directory / SUMMARY, {**summary, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+        if self.main:
+            write_json(self.directory / SUMMARY, {**summary, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
         self.close()
 
     def close(self) -> None:

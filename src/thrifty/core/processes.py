@@ -1,0 +1,99 @@
+"""The processes of one job: ``torchrun`` or ``accelerate launch`` starts several, each with a rank.
+
+Everything here also works in a job of one process, and does nothing there. All functions that exchange something must
+be called by every process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed
+
+from thrifty.core.errors import ThriftyError
+
+T = TypeVar("T")
+
+
+def world() -> int:
+    """How many processes this job has."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return rank() == 0
+
+
+def connect(device: torch.device) -> torch.device:
+    """Lets the processes find each other; returns the device of this one.
+
+    Parameters
+    ----------
+    device
+        What the job was asked to use: ``cuda`` without a number becomes this process's own.
+    """
+    if world() == 1:
+        return device
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device.type == "cpu")
+    return state.device if device.index is None else device
+
+
+def gather(value: T) -> list[T]:
+    """What every process gives, by rank."""
+    if world() == 1:
+        return [value]
+    found: list[Any] = [None] * world()
+    torch.distributed.all_gather_object(found, value)
+    return found
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """What ``work`` returns when the main process does it, given to all; so is the error it raises.
+
+    Raises
+    ------
+    ThriftyError
+        Whatever ``work`` raised, in every process.
+    """
+    if world() == 1:
+        return work()
+    told: list[Any] = [None, None]
+    if is_main():
+        try:
+            told[0] = work()
+        except ThriftyError as error:
+            told[1] = error
+    torch.distributed.broadcast_object_list(told, src=0)
+    if told[1] is not None:
+        raise told[1]
+    return cast(T, told[0])
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Lets the main process through its block before the others enter theirs: it fetches, they find."""
+    if world() > 1 and not is_main():
+        torch.distributed.barrier()
+    try:
+        yield
+    finally:
+        if world() > 1 and is_main():
+            torch.distributed.barrier()
+
+
+def share(count: int) -> slice:
+    """The part of ``count`` things that falls to this process; parts differ by one at most, in the order of ranks."""
+    first, last = (count * r // world() for r in (rank(), rank() + 1))
+    return slice(first, last)
