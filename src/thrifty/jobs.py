@@ -14,7 +14,7 @@ import tyro
 
 from thrifty.claims import catalogue, store
 from thrifty.command_line import parse, print_claim, print_json
-from thrifty.core import index
+from thrifty.core import index, processes
 from thrifty.core.errors import ExistsError, InputError
 from thrifty.core.method import RunOptions, check_fields, load, load_room
 
@@ -22,7 +22,7 @@ from thrifty.core.method import RunOptions, check_fields, load, load_room
 def run(argv: Sequence[str]) -> None:
     """Run one method: ``thrifty run ID [--model M] [--data D] [--out DIR] [its hyper-parameters]``."""
     from thrifty.claims.harness import versions
-    from thrifty.core.run import Run
+    from thrifty.core.run import Run, pick_device
     from thrifty.report.run import write_report
     from thrifty.report.tables import print_table
 
@@ -31,6 +31,9 @@ def run(argv: Sequence[str]) -> None:
     method_class, room = load(paper_id), load_room(paper.room)
     parsed: Any = parse(_command(room.inputs, method_class), rest, f"thrifty run {paper_id}", paper.summary)
     options: RunOptions = parsed.options
+    if processes.world() > 1 and not room.parallel:
+        raise InputError(f"{paper_id} runs in one process: start it without torchrun")
+    processes.connect(pick_device(options.device))
     config = {
         "command": "run",
         "paper": paper_id,
@@ -39,8 +42,9 @@ def run(argv: Sequence[str]) -> None:
         "device": options.device,
         "dtype": options.dtype,
     }
-    directory = options.out or _free_directory(Path("runs") / paper_id, {**config, "seed": options.seed})
-    fresh = not directory.exists()
+    wanted = Path("runs") / paper_id
+    directory = options.out or processes.on_main(lambda: _free_directory(wanted, {**config, "seed": options.seed}))
+    fresh = processes.on_main(lambda: not directory.exists())
     job = Run(
         directory,
         seed=options.seed,
@@ -54,9 +58,11 @@ def run(argv: Sequence[str]) -> None:
             summary = room.run(parsed.method, parsed.inputs, job) | {"versions": versions()}
             job.finish(summary)
     except InputError:
-        if fresh:
+        if fresh and processes.is_main():
             _drop_if_nothing_ran(directory)
         raise
+    if not job.main:
+        return
     page = write_report(job.directory)
     if options.json:
         print_json(summary | {"directory": str(job.directory), "report": str(page)})

@@ -111,7 +111,7 @@ def test_every_epoch_visits_everything_once_in_a_new_order() -> None:
     assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in epochs)
     assert epochs[0].tolist() != epochs[1].tolist()
     assert torch.equal(order(1), Shuffled(10, 4, seed=1)(1))
-    assert Shuffled(10, 4, drop_last=True).per_epoch == 2
+    assert Shuffled(10, 4, last="drop").per_epoch == 2
     assert len(Shuffled(3, 100)(0)) == 3
     with pytest.raises(InputError, match="empty"):
         Shuffled(0, 4)

@@ -129,6 +129,8 @@ class Objective(Protocol):
     """What a method of the room is to the training loop."""
 
     training: ClassVar[Training]
+    mean_over: ClassVar[Literal["answers", "tokens"]]
+    """What the loss of a batch is the mean over: decides what a part of a step's batch weighs."""
 
     def prepare(self, data: Sequences) -> Sequences:
         """Turns logged columns into those that the loss uses; called once, before training."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,6 +30,7 @@ class PPOClip:
     """
 
     training: ClassVar[Training] = Training()
+    mean_over: ClassVar[Literal["answers", "tokens"]] = "answers"
 
     clip: float = 0.2
 

@@ -13,6 +13,7 @@ from thrifty.align.base import Objective, overridden, train_last_layers
 from thrifty.align.evaluate import Accuracy, evaluate
 from thrifty.align.log import EMBEDDED_LOG, as_logged, read_log
 from thrifty.align.training import iterate, train, with_behaviour_logps
+from thrifty.core import processes
 from thrifty.core.errors import InputError
 from thrifty.core.method import Room
 from thrifty.core.run import Run
@@ -94,7 +95,7 @@ def run(method: Objective, inputs: Inputs, run: Run) -> dict[str, Any]:
     problems_of = _task(inputs)
     data = None if inputs.iterations else _log(inputs, model, tokenizer, run)
     training = overridden(method.training, inputs)
-    before = _measure(model, tokenizer, problems_of, data, inputs, run)
+    before = processes.on_main(lambda: _measure(model, tokenizer, problems_of, data, inputs, run))
     if data is not None:
         train(model, method, data, run.stage("train"), training)
     elif problems_of is None:
@@ -119,9 +120,10 @@ def run(method: Objective, inputs: Inputs, run: Run) -> dict[str, Any]:
             max_new_tokens=inputs.max_new_tokens,
             training=training,
         )
-    after = _measure(model, tokenizer, problems_of, data, inputs, run)
-    model.save_pretrained(run.directory / "model")
-    tokenizer.save_pretrained(run.directory / "model")
+    after = processes.on_main(lambda: _measure(model, tokenizer, problems_of, data, inputs, run))
+    if run.main:
+        model.save_pretrained(run.directory / "model")
+        tokenizer.save_pretrained(run.directory / "model")
     return {"table": [{"model": "before"} | before, {"model": "after"} | after], "model": str(run.directory / "model")}
 
 
@@ -179,4 +181,4 @@ def _logps_row(model: PreTrainedModel, data: Sequences, run: Run, most: int = 64
     }
 
 
-ROOM = Room(inputs=Inputs, run=run, tasks={"arithmetic": ARITHMETIC})
+ROOM = Room(inputs=Inputs, run=run, tasks={"arithmetic": ARITHMETIC}, parallel=True)

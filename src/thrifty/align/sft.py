@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -26,6 +26,7 @@ class SFT:
     """
 
     training: ClassVar[Training] = Training()
+    mean_over: ClassVar[Literal["answers", "tokens"]] = "tokens"
 
     threshold: float = 0.0
 

@@ -70,6 +70,7 @@ class TOPR:
     """
 
     training: ClassVar[Training] = Training(optimizer="adafactor", learning_rate=5e-7, epochs=1.0, clip_norm=1.0)
+    mean_over: ClassVar[Literal["answers", "tokens"]] = "answers"
 
     baseline: float = 0.0
     positive_fraction: float | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from thrifty.align.base import Objective, Training
+from thrifty.core import processes
 from thrifty.core.checkpoint import load_tree, save_tree
 from thrifty.core.errors import InputError, RunError
 from thrifty.core.loop import Loss, Shuffled, fit
@@ -65,25 +67,46 @@ def train(
     if not len(data):
         raise InputError("there is no sequence to train on: the data set is empty")
     prepared = objective.prepare(data)
-    micro = min(training.micro_batch_size, training.batch_size, len(prepared))
-    order = Shuffled(len(prepared), micro, run.seed)
+    batch = min(training.batch_size, len(prepared))
+    parts = _parts(batch, training.micro_batch_size)
+    order = Shuffled(len(prepared), batch, run.seed, last="fill")
 
-    def loss(net: nn.Module, indices: Tensor) -> Loss:
-        return objective.loss(net, prepared.select(indices).trim().to(run.device))
+    def part_of(index: int) -> tuple[Tensor, float]:
+        """Rows of a part of a step, and what its mean weighs in the step's."""
+        rows = order(index // parts).chunk(parts)[index % parts]
+        if objective.mean_over == "answers":
+            return rows, len(rows) / batch
+        tokens = prepared.response_mask.sum(1)
+        return rows, float(tokens[rows].sum() / tokens[order(index // parts)].sum().clamp(min=1))
+
+    def loss(net: nn.Module, part: tuple[Tensor, float]) -> Loss:
+        rows, weight = part
+        found = objective.loss(net, prepared.select(rows).trim().to(run.device))
+        return Loss(found.value * weight, found.metrics)
 
     fit(
         loss,
         model,
-        order,
+        part_of,
         training.build_optimizer(model),
         run,
         training.steps(len(prepared)),
         clip_norm=training.clip_norm,
-        accumulate=max(1, min(training.batch_size, len(prepared)) // micro),
+        accumulate=parts,
+        combine="sum",
         schedule=(lambda step: min(1.0, (step + 1) / training.warmup_steps)) if training.warmup_steps else None,
         save_every=save_every,
     )
     return model
+
+
+def _parts(batch: int, most: int) -> int:
+    """How many equal parts of at most ``most`` rows a step's batch is cut into, as many for each process."""
+    world = processes.world()
+    for parts in range(world, batch + 1, world):
+        if batch % parts == 0 and batch // parts <= most:
+            return parts
+    raise InputError(f"a batch of {batch} can't be dealt out evenly to {world} processes: give --batch-size a multiple")
 
 
 def iterate(
@@ -136,23 +159,41 @@ def iterate(
     for iteration in range(iterations):
         stage = run.stage(f"iteration-{iteration + 1}")
         file = stage.directory / "answers.safetensors"
-        if not file.exists():
-            answers = sample(
-                model,
-                tokenizer,
-                list(prompts),
-                n=samples,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                generator=stage.generator("answers"),
-            )
-            rewards = _scored(reward, [prompts[i] for i in answers["group"].tolist()], answers.texts(tokenizer))
-            _keep(file, answers.with_columns(reward=torch.tensor(rewards)))
+        processes.on_main(
+            partial(_answer, model, tokenizer, prompts, reward, stage, file, samples, max_new_tokens, temperature)
+        )
         data = _kept(file)
         share = float((data["reward"] > 0).float().mean())
         _log.info("round %d of %d: %.0f%% of %d answers are right", iteration + 1, iterations, 100 * share, len(data))
         train(model, objective, data, stage, training)
     return model
+
+
+def _answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    reward: Reward,
+    stage: Run,
+    file: Path,
+    samples: int,
+    max_new_tokens: int,
+    temperature: float,
+) -> None:
+    """Samples answers and keeps them with their scores, unless an earlier life of the run did."""
+    if file.exists():
+        return
+    answers = sample(
+        model,
+        tokenizer,
+        list(prompts),
+        n=samples,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        generator=stage.generator("answers"),
+    )
+    rewards = _scored(reward, [prompts[i] for i in answers["group"].tolist()], answers.texts(tokenizer))
+    _keep(file, answers.with_columns(reward=torch.tensor(rewards)))
 
 
 def _scored(reward: Reward, prompts: list[str], completions: list[str]) -> list[float]:

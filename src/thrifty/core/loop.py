@@ -51,7 +51,7 @@ class Shuffled:
     """The indices of batch ``step`` of an endless shuffled pass over ``size`` examples.
 
     Every epoch is a fresh permutation that depends on the seed and the epoch only. The last, short batch of
-    an epoch is kept unless ``drop_last``.
+    an epoch is kept as it is, left out, or filled from the next epoch.
 
     Parameters
     ----------
@@ -61,6 +61,9 @@ class Shuffled:
         Examples in a batch; at most ``size`` are given.
     seed
         Seed of the order.
+    last
+        ``keep``, ``drop`` or ``fill``: what becomes of a short last batch. With ``fill``, two batches of half the
+        size hold what one of the whole size does.
 
     Raises
     ------
@@ -68,24 +71,35 @@ class Shuffled:
         When there is no example.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int = 0, *, drop_last: bool = False) -> None:
+    def __init__(
+        self, size: int, batch_size: int, seed: int = 0, *, last: Literal["keep", "drop", "fill"] = "keep"
+    ) -> None:
         if size < 1:
             raise InputError("there are no examples to train on: the data set is empty")
         if batch_size < 1:
             raise InputError(f"batch size must be at least 1, not {batch_size}")
         self.size, self.batch_size, self.seed = size, min(batch_size, size), seed
-        whole = self.size // self.batch_size
-        self.per_epoch = whole if drop_last else math.ceil(self.size / self.batch_size)
+        self.last = last
+        self.per_epoch = self.size // self.batch_size if last == "drop" else math.ceil(self.size / self.batch_size)
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.long)
 
     def __call__(self, step: int) -> Tensor:
         """The indices ``[B]`` of batch ``step``."""
+        if self.last == "fill":
+            first = step * self.batch_size
+            epoch, start = divmod(first, self.size)
+            head = self._permutation(epoch)[start : start + self.batch_size]
+            missing = self.batch_size - len(head)
+            return torch.cat([head, self._permutation(epoch + 1)[:missing]]) if missing else head
         epoch, batch = divmod(step, self.per_epoch)
+        return self._permutation(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
             self._order, self._epoch = torch.randperm(self.size, generator=generator), epoch
-        return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return self._order
 
 
 def loop(

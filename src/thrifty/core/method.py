@@ -214,11 +214,14 @@ class Room:
         whose ``table`` (list of rows) is shown, and whose other values are kept.
     tasks
         The comparisons that ``thrifty compare`` knows.
+    parallel
+        Whether several processes (``torchrun``) may share one job of the room.
     """
 
     inputs: type
     run: Callable[[Any, Any, Run], dict[str, Any]]
     tasks: Mapping[str, Task]
+    parallel: bool = False
 
 
 def load_room(name: str) -> Room:

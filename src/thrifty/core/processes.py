@@ -6,6 +6,7 @@ be called by every process.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,8 +47,16 @@ def connect(device: torch.device) -> torch.device:
         return device
     from accelerate import PartialState
 
+    if not torch.distributed.is_initialized():
+        atexit.register(_leave)
     state = PartialState(cpu=device.type == "cpu")
     return state.device if device.index is None else device
+
+
+def _leave() -> None:
+    # Threads of the exchange that still run when the interpreter ends would take the process down.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def gather(value: T) -> list[T]:

@@ -81,7 +81,7 @@ def one_cycle(share: float) -> float:
 def on(source: Source, model: nn.Module, batch_size: int, seed: int) -> Callable[[int], Batch]:
     """Batch of a step, in an order that depends on the seed, where the model is."""
     # A short last batch may be a single example, which batch normalisation can't train on.
-    order, device = Shuffled(len(source), batch_size, seed, drop_last=True), device_of(model)
+    order, device = Shuffled(len(source), batch_size, seed, last="drop"), device_of(model)
     return lambda step: source.rows(order(step)).to(device)
 
 
@@ -246,7 +246,7 @@ class BadTeacher:
         both = Joined(gone, Part(kept, chosen))
         student, good = copy.deepcopy(model).train(), copy.deepcopy(model).eval()
         bad = untrained(model, self.seed).eval()
-        pick, device = Shuffled(len(both), self.batch_size, self.seed, drop_last=True), device_of(model)
+        pick, device = Shuffled(len(both), self.batch_size, self.seed, last="drop"), device_of(model)
 
         def loss(pupil: nn.Module, step: int) -> Tensor:
             numbers = pick(step)

@@ -1,0 +1,48 @@
+"""Trains a tiny decoder on logged answers; started by the tests with one process and with two."""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from thrifty.align import SFT, TOPR, train
+from thrifty.align.base import Training
+from thrifty.core.run import Run
+from thrifty.lm.sequences import from_rows
+
+directory, name, pause = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+torch.set_num_threads(1)
+with Run(directory, seed=3, device="cpu", dtype="float32", config={"objective": name}) as run:
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_dropout=0.0,
+    )
+    model = LlamaForCausalLM(config)
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.randint(2, 9, (22,), generator=draw).tolist()
+    tokens = [torch.randint(0, 50, (3 + length,), generator=draw).tolist() for length in lengths]
+    data = from_rows(
+        [(row, [False] * 3 + [True] * (len(row) - 3)) for row in tokens],
+        pad_id=0,
+        row_columns={"reward": [1.0 if i % 3 else -1.0 for i in range(22)], "group": list(range(22))},
+        token_columns={"behaviour_logps": [[-3.9] * length for length in lengths]},
+    )
+    objective = {"topr": TOPR(), "sft": SFT()}[name]
+
+    class Slow(type(objective)):  # gives the test time to kill it
+        def loss(self, model, batch):
+            time.sleep(pause)
+            return super().loss(model, batch)
+
+    training = Training(learning_rate=1e-2, batch_size=8, micro_batch_size=4, epochs=4)
+    train(model, Slow(), data, run, training, save_every=2)
+    if run.main:
+        model.save_pretrained(directory / "model")
+    run.finish({})
