@@ -14,7 +14,7 @@ import tyro
 
 from thrifty.claims import catalogue, store
 from thrifty.command_line import parse, print_claim, print_json
-from thrifty.core import index, processes
+from thrifty.core import index
 from thrifty.core.errors import ExistsError, InputError
 from thrifty.core.method import RunOptions, check_fields, load, load_room
 
@@ -22,6 +22,7 @@ from thrifty.core.method import RunOptions, check_fields, load, load_room
 def run(argv: Sequence[str]) -> None:
     """Run one method: ``thrifty run ID [--model M] [--data D] [--out DIR] [its hyper-parameters]``."""
     from thrifty.claims.harness import versions
+    from thrifty.core import processes
     from thrifty.core.run import Run, pick_device
     from thrifty.report.run import write_report
     from thrifty.report.tables import print_table
