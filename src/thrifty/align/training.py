@@ -70,14 +70,14 @@ def train(
     batch = min(training.batch_size, len(prepared))
     parts = _parts(batch, training.micro_batch_size)
     order = Shuffled(len(prepared), batch, run.seed, last="fill")
+    tokens = prepared.response_mask.sum(1)
+    counts = tokens if objective.mean_over == "tokens" else torch.ones_like(tokens)
 
     def part_of(index: int) -> tuple[Tensor, float]:
         """Rows of a part of a step, and what its mean weighs in the step's."""
-        rows = order(index // parts).chunk(parts)[index % parts]
-        if objective.mean_over == "answers":
-            return rows, len(rows) / batch
-        tokens = prepared.response_mask.sum(1)
-        return rows, float(tokens[rows].sum() / tokens[order(index // parts)].sum().clamp(min=1))
+        step = order(index // parts)
+        rows = step.tensor_split(parts)[index % parts]
+        return rows, float(counts[rows].sum() / counts[step].sum().clamp(min=1))
 
     def loss(net: nn.Module, part: tuple[Tensor, float]) -> Loss:
         rows, weight = part
@@ -101,12 +101,12 @@ def train(
 
 
 def _parts(batch: int, most: int) -> int:
-    """How many equal parts of at most ``most`` rows a step's batch is cut into, as many for each process."""
+    """Into how many parts of at most ``most`` rows a step's batch is cut, as many for each process."""
     world = processes.world()
-    for parts in range(world, batch + 1, world):
-        if batch % parts == 0 and batch // parts <= most:
-            return parts
-    raise InputError(f"a batch of {batch} can't be dealt out evenly to {world} processes: give --batch-size a multiple")
+    parts = math.ceil(batch / (most * world)) * world
+    if parts > batch:
+        raise InputError(f"a batch of {batch} can't be dealt out to {world} processes: give a larger --batch-size")
+    return parts
 
 
 def iterate(

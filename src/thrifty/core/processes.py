@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -88,21 +87,3 @@ def on_main(work: Callable[[], T]) -> T:
     if told[1] is not None:
         raise told[1]
     return cast(T, told[0])
-
-
-@contextmanager
-def main_first() -> Iterator[None]:
-    """Lets the main process through its block before the others enter theirs: it fetches, they find."""
-    if world() > 1 and not is_main():
-        torch.distributed.barrier()
-    try:
-        yield
-    finally:
-        if world() > 1 and is_main():
-            torch.distributed.barrier()
-
-
-def share(count: int) -> slice:
-    """The part of ``count`` things that falls to this process; parts differ by one at most, in the order of ranks."""
-    first, last = (count * r // world() for r in (rank(), rank() + 1))
-    return slice(first, last)
