@@ -278,3 +278,9 @@ def test_a_closed_pipe_is_no_error() -> None:
 def test_listing_needs_no_heavy_library() -> None:
     code = "import sys; from thrifty import cli; cli.main(['list', '--json']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_python_dash_m_is_the_command() -> None:
+    said = subprocess.run([sys.executable, "-m", "thrifty", "show", "no-such-paper"], capture_output=True, text=True)
+    assert said.returncode == 2
+    assert len(said.stderr.strip().splitlines()) == 1

@@ -41,7 +41,9 @@ with Run(directory, seed=3, device="cpu", dtype="float32", config={"objective": 
             time.sleep(pause)
             return super().loss(model, batch)
 
-    training = Training(learning_rate=1e-2, batch_size=8, micro_batch_size=4, epochs=4)
+    # sft keeps 14 good answers: one batch, in parts of four and of three
+    batch_size, epochs = {"topr": (8, 4), "sft": (16, 7)}[name]
+    training = Training(learning_rate=1e-2, batch_size=batch_size, micro_batch_size=4, epochs=epochs)
     train(model, Slow(), data, run, training, save_every=2)
     if run.main:
         model.save_pretrained(directory / "model")

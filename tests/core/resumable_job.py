@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from thrifty.core.errors import ThriftyError
-from thrifty.core.loop import Loss, Shuffled, fit, loop, warmup_cosine
+from thrifty.core.loop import Loss, Shuffled, fit, loop
 from thrifty.core.run import Run
+from thrifty.core.schedules import warmup_cosine
 
 
 class Average:

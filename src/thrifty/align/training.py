@@ -18,6 +18,7 @@ from thrifty.core.checkpoint import load_tree, save_tree
 from thrifty.core.errors import InputError, RunError
 from thrifty.core.loop import Loss, Shuffled, fit
 from thrifty.core.run import Run
+from thrifty.core.schedules import warmup_constant
 from thrifty.lm.logps import token_logps
 from thrifty.lm.sample import sample
 from thrifty.lm.sequences import Sequences
@@ -94,7 +95,7 @@ def train(
         clip_norm=training.clip_norm,
         accumulate=parts,
         combine="sum",
-        schedule=(lambda step: min(1.0, (step + 1) / training.warmup_steps)) if training.warmup_steps else None,
+        schedule=warmup_constant(training.warmup_steps) if training.warmup_steps else None,
         save_every=save_every,
     )
     return model

@@ -337,26 +337,3 @@ def _cycled(batches: Sequence[Batch]) -> Callable[[int], Batch]:
     if not len(batches):
         raise InputError("there are no batches to train on: the data set is empty")
     return lambda index: batches[index % len(batches)]
-
-
-def warmup_linear(steps: int, warmup: int = 0) -> Callable[[int], float]:
-    """A schedule that rises from 0 over ``warmup`` steps and falls linearly to 0 at ``steps``."""
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / max(warmup, 1)
-        return max(0.0, (steps - step) / max(steps - warmup, 1))
-
-    return factor
-
-
-def warmup_cosine(steps: int, warmup: int = 0, final: float = 0.0) -> Callable[[int], float]:
-    """A schedule that rises from 0 over ``warmup`` steps and falls along a cosine to ``final``."""
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / max(warmup, 1)
-        share = min(1.0, (step - warmup) / max(steps - warmup, 1))
-        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share))
-
-    return factor

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,6 +18,9 @@ import torch.distributed
 from thrifty.core.errors import ThriftyError
 
 T = TypeVar("T")
+_PATIENCE = timedelta(days=1)
+"""How long a process waits for the others: the main one may evaluate for hours, and a launcher ends those whose
+fellow has died."""
 
 
 def world() -> int:
@@ -48,7 +52,7 @@ def connect(device: torch.device) -> torch.device:
 
     if not torch.distributed.is_initialized():
         atexit.register(_leave)
-    state = PartialState(cpu=device.type == "cpu")
+    state = PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
     return state.device if device.index is None else device
 
 
