@@ -8,21 +8,22 @@ save: batch 117 is the same batch in every life of a run.
 from __future__ import annotations
 
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from types import FrameType, MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from thrifty.core import processes
+from thrifty.core import processes, sharding
 from thrifty.core.errors import InputError, NonFiniteError, RunError
 from thrifty.core.progress import Progress
 from thrifty.core.run import Run
 from thrifty.core.seeding import derive_seed, seed_everything
+from thrifty.core.stopping import asked_to_stop
 
 Batch = TypeVar("Batch")
 Scalars = Mapping[str, float | Tensor]
@@ -142,7 +143,7 @@ def loop(
         After SIGTERM or Ctrl-C, once the state is saved.
     """
     start = _restore(run, state)
-    with Progress(label, steps, start) as progress, _asked_to_stop() as asked:
+    with Progress(label, steps, start) as progress, asked_to_stop() as asked:
         for step in range(start, steps):
             scalars = {name: float(value) for name, value in update(step).items()}
             for name, value in scalars.items():
@@ -175,36 +176,16 @@ def _restore(run: Run, state: Mapping[str, Stateful]) -> int:
     return step
 
 
-@contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Turns the first SIGTERM or Ctrl-C into a question the loop can ask between two steps."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def note(_signal: int, _frame: FrameType | None) -> None:
-        if asked.is_set():  # a second time: at once
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def fit(
     loss: Callable[[nn.Module, Batch], Loss | Tensor],
     model: nn.Module,
     batches: Callable[[int], Batch] | Sequence[Batch],
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | Callable[[nn.Module], torch.optim.Optimizer],
     run: Run,
     steps: int,
     *,
     clip_norm: float | None = 1.0,
+    clip_each: Sequence[str] = (),
     accumulate: int = 1,
     combine: Literal["mean", "sum"] = "mean",
     schedule: Callable[[int], float] | None = None,
@@ -215,24 +196,29 @@ def fit(
 ) -> nn.Module:
     """Trains ``model`` on ``loss`` for ``steps`` optimizer steps; resumable, data-parallel under ``torchrun``.
 
+    Under ``accelerate launch --use_fsdp`` parameters, gradients and optimizer state are sharded over the processes.
+
     Parameters
     ----------
     loss
-        ``loss(model, batch)``: a scalar tensor, or :class:`Loss` with metrics to log.
+        ``loss(model, batch)``: a scalar tensor, or :class:`Loss` with metrics to log. It uses the model that it is
+        given, which is a sharded copy where parameters are sharded.
     model
-        What is trained, in place.
+        What is trained, in place. Between the steps, see :func:`thrifty.core.sharding.gathered`.
     batches
         ``batches(i)``: batch number ``i``, the same each time it is asked for; or a list of batches, which is
         gone through again and again. Step ``s`` uses the batches from ``s * accumulate`` on; of several processes
         each takes every so many'th.
     optimizer
-        Over the model's parameters.
+        Builds it over the parameters of the model that it is given; or the optimizer, where nothing is sharded.
     run
         Where metrics and checkpoints go, and which device is used.
     steps
         Optimizer steps in all.
     clip_norm
         Largest norm of the gradient; ``None`` leaves it.
+    clip_each
+        Children of the model by name, of each of which this is the largest norm; of the whole where none is named.
     accumulate
         Batches that make one step, over all processes.
     combine
@@ -253,7 +239,7 @@ def fit(
     Raises
     ------
     InputError
-        When the batches of a step can't be dealt out evenly to the processes.
+        When a step's batches can't be dealt out evenly to the processes, or an optimizer has parameters to be sharded.
     NonFiniteError
         When a loss or the gradient's norm is not finite; the weights keep their last good values.
     StoppedError
@@ -265,25 +251,37 @@ def fit(
     if accumulate % world:
         raise InputError(f"{accumulate} batches a step can't be dealt out evenly to {world} processes")
     fetch = batches if callable(batches) else _cycled(batches)
-    accelerator = Accelerator(cpu=run.device.type == "cpu")
+    accelerator, sharded = Accelerator(cpu=run.device.type == "cpu"), sharding.on()
     model.to(accelerator.device)
     # The loss is the forward pass, whatever it calls the model for, so that gradients are exchanged behind it.
-    forward = _Forward(model, loss)
-    prepared = accelerator.prepare_model(forward)
+    if sharded:
+        if isinstance(optimizer, torch.optim.Optimizer):
+            raise InputError("the optimizer is built before the parameters are sharded: give a function that builds it")
+        forward = prepared = sharding.shard(model, partial(_Forward, loss=loss))
+        waiting: Callable[[], Any] = nullcontext  # gradients that wait to be exchanged would not be sharded meanwhile
+    else:
+        forward = _Forward(model, loss)
+        prepared = accelerator.prepare_model(forward)
+        waiting = partial(accelerator.no_sync, prepared)
+    trained = forward.model
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        optimizer = optimizer(trained)
     rates = [group["lr"] for group in optimizer.param_groups]
+    clipped = {f"{name}_gradient_norm": trained.get_submodule(name) for name in clip_each}
+    clipped = clipped or {"gradient_norm": prepared}
     # Gradients are averaged over the processes.
     share = world / accumulate if combine == "mean" else world
     if rank:
         seed_everything(derive_seed(run.seed, "rank", rank))  # dropout differs between them
 
     def update(step: int) -> Scalars:
-        model.train()
+        trained.train()
         measured: dict[str, list[float]] = {}
         for part in range(rank, accumulate, world):
             index = step * accumulate + part
             last = part + world >= accumulate
-            with nullcontext() if last else accelerator.no_sync(prepared):
-                value, metrics = prepared(fetch(index))
+            with nullcontext() if last else waiting():
+                value, metrics = prepared(_Held(fetch(index)))
                 if not torch.isfinite(value):
                     raise NonFiniteError(
                         f"the loss is {float(value.detach())} at step {step}, batch {index}: try a smaller learning "
@@ -292,10 +290,15 @@ def fit(
                 accelerator.backward(value * share)
             for name, scalar in {"loss": value.detach(), **metrics}.items():
                 measured.setdefault(name, []).append(float(scalar))
-        logged = _together(measured, combine)
-        if clip_norm is not None:
-            logged["gradient_norm"] = float(accelerator.clip_grad_norm_(prepared.parameters(), clip_norm))
-            if not math.isfinite(logged["gradient_norm"]):
+        # Of the loss what it is combined to, of the rest the mean over the batches that have it.
+        logged = {
+            name: sum(given) / (1 if name == "loss" and combine == "sum" else len(given))
+            for name, given in processes.merged(measured).items()
+        }
+        for name, module in (clipped if clip_norm is not None else {}).items():
+            norm = accelerator.clip_grad_norm_(module.parameters(), clip_norm)
+            logged[name] = float(sharding.full(norm))
+            if not math.isfinite(logged[name]):
                 raise NonFiniteError(f"the gradient is not finite at step {step}: try a smaller learning rate")
         if schedule is not None:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -304,10 +307,19 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         return logged
 
-    saved: dict[str, Stateful] = {"model": model, "optimizer": optimizer, **(state or {})}
+    saved: dict[str, Stateful] = {"model": trained, "optimizer": optimizer, **(state or {})}
+    if sharded:
+        saved = {name: sharding.Whole(part) for name, part in saved.items()}
     loop(update, run, steps, saved, save_every=save_every, log_every=log_every, label=label)
-    model.eval()
-    return model
+    sharding.gather(model)
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A batch that wrappers do not move to the device: it may be indices of data elsewhere."""
+
+    batch: Any
 
 
 class _Forward(nn.Module):
@@ -317,20 +329,9 @@ class _Forward(nn.Module):
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, batch: Any) -> tuple[Tensor, Scalars]:
-        result = self.loss(self.model, batch)
+    def forward(self, held: _Held) -> tuple[Tensor, Scalars]:
+        result = self.loss(self.model, held.batch)
         return (result.value, result.metrics) if isinstance(result, Loss) else (result, {})
-
-
-def _together(measured: Mapping[str, Sequence[float]], combine: str) -> dict[str, float]:
-    """What to log of a step: the loss as it is combined, of the rest the mean over the batches that have it."""
-    values: dict[str, list[float]] = {}
-    for of_one in processes.gather(measured):
-        for name, given in of_one.items():
-            values.setdefault(name, []).extend(given)
-    return {
-        name: sum(given) / (1 if name == "loss" and combine == "sum" else len(given)) for name, given in values.items()
-    }
 
 
 def _cycled(batches: Sequence[Batch]) -> Callable[[int], Batch]:

@@ -138,9 +138,11 @@ def arguments(cls: type) -> list[Argument]:
     Parameters
     ----------
     cls
-        A dataclass with a NumPy-style ``Parameters`` section.
+        A dataclass with a NumPy-style ``Parameters`` section; what it inherits may be described where it comes from.
     """
-    helps = _parameter_docs(inspect.getdoc(cls) or "")
+    helps: dict[str, str] = {}
+    for owner in reversed(cls.__mro__):
+        helps |= _parameter_docs(inspect.cleandoc(owner.__doc__ or ""))
     return [
         Argument(field.name, str(field.type), _default(field), helps.get(field.name, ""))
         for field in dataclasses.fields(cls)

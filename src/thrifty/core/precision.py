@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thrifty.core import sharding
+
 
 class MasterWeights(torch.optim.Optimizer):
     """An optimizer over float32 copies of low-precision parameters.
@@ -31,6 +33,7 @@ class MasterWeights(torch.optim.Optimizer):
         # A parameter that is float32 already is its own master: it costs no second copy.
         self.master = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self.live]
         self.inner = make(self.master)
+        sharding.accept_whole(self.inner)
         super().__init__(self.live, self.inner.defaults)
         # Learning rates are set here and read there: one list of groups for both.
         self.param_groups = self.inner.param_groups
@@ -43,9 +46,11 @@ class MasterWeights(torch.optim.Optimizer):
         pairs = [(live, master) for live, master in zip(self.live, self.master, strict=True) if live is not master]
         for live, master in pairs:
             master.grad = None if live.grad is None else live.grad.float()
+            live.grad = None  # both at once would be what a step's memory peaks at
         self.inner.step()
         if pairs:
-            torch._foreach_copy_([live.data for live, _ in pairs], [master.data for _, master in pairs])
+            live_parts, master_parts = ([sharding.local(p.data) for p in side] for side in zip(*pairs, strict=True))
+            torch._foreach_copy_(live_parts, master_parts)
         for _, master in pairs:
             master.grad = None
 
@@ -70,4 +75,4 @@ class MasterWeights(torch.optim.Optimizer):
         self.param_groups = self.inner.param_groups
         for master, saved in zip(self.master, state_dict["master"], strict=True):
             if saved is not None:
-                master.data.copy_(saved)
+                master.data.copy_(sharding.share_of(saved, master))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -50,6 +50,9 @@ def connect(device: torch.device) -> torch.device:
         return device
     from accelerate import PartialState
 
+    # Accelerate's launcher asks transformers to load weights in one process alone, for FSDP to hand them on. Here all
+    # load them, as they use the model before its parameters are sharded.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     if not torch.distributed.is_initialized():
         atexit.register(_leave)
     state = PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
@@ -68,6 +71,15 @@ def gather(value: T) -> list[T]:
         return [value]
     found: list[Any] = [None] * world()
     torch.distributed.all_gather_object(found, value)
+    return found
+
+
+def merged(lists: Mapping[str, Sequence[T]]) -> dict[str, list[T]]:
+    """The lists of all processes, joined by name."""
+    found: dict[str, list[T]] = {}
+    for of_one in gather(lists):
+        for name, given in of_one.items():
+            found.setdefault(name, []).extend(given)
     return found
 
 
