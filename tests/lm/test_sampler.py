@@ -87,3 +87,43 @@ def test_the_model_sampler_is_sample() -> None:
     ours = sampler.sample(["one plus two"], 3, max_new_tokens=6, draw=Draw(0.8, top_k=20), seed=4)
     expected = sample(model, tokenizer, ["one plus two"], 3, max_new_tokens=6, temperature=0.8, top_k=20, generator=4)
     assert torch.equal(ours.input_ids, expected.input_ids)
+
+
+class Receiver:
+    """Takes weights as a vLLM engine's model does."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, torch.Tensor] = {}
+        self.forgotten = 0
+
+    def load_weights(self, weights: Any) -> None:
+        self.weights = {name: tensor.clone() for name, tensor in weights}
+
+    def reset_prefix_cache(self) -> None:
+        self.forgotten += 1
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_an_engine_takes_over_trained_weights_with_their_adapters(newer: bool) -> None:
+    from thrifty.align.adapter import merged, with_lora
+
+    model = with_lora(make_model("llama"), 2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    engine: Any = Receiver()
+    if newer:
+        engine.apply_model = lambda change: change(engine)
+    else:
+        runner = SimpleNamespace(model_runner=SimpleNamespace(model=engine))
+        engine.llm_engine = SimpleNamespace(model_executor=SimpleNamespace(driver_worker=runner))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    VLLMSampler(engine, make_tokenizer()).refresh(model)
+    assert engine.forgotten == 1
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, before[name], atol=1e-6, rtol=1e-6)
+    whole = dict(merged(model).named_parameters())
+    assert set(engine.weights) == set(whole)
+    for name, parameter in whole.items():
+        torch.testing.assert_close(engine.weights[name], parameter.data)

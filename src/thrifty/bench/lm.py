@@ -7,17 +7,14 @@ fresh process for each way: the highest resident size during the step beyond wha
 from __future__ import annotations
 
 import json
-import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from thrifty.bench._measure import paired, peak_in_fresh_process, peak_of, row
 from thrifty.core.run import pick_dtype
 from thrifty.data.tasks import arithmetic
 from thrifty.lm.chat import prompt_ids
@@ -45,41 +42,6 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     """
     pairs = 1 if quick else 3
     return [_memory_row(quick), _time_row(quick, pairs), _sampling_row(quick, pairs)]
-
-
-def _row(
-    name: str, ratios: list[float], ours: list[float], peer: list[float], unit: str, limit: float
-) -> dict[str, Any]:
-    median = statistics.median(ratios)
-    at_least = limit > 1
-    return {
-        "name": name,
-        "ratio": median,
-        "ours": statistics.median(ours),
-        "peer": statistics.median(peer),
-        "unit": unit,
-        "runs": ratios,
-        "min": min(ratios),
-        "median": median,
-        "max": max(ratios),
-        "target": f"{'>=' if at_least else '<='} {limit:g}",
-        "ok": median >= limit if at_least else median <= limit,
-    }
-
-
-def _paired(
-    ours: Callable[[], float], peer: Callable[[], float], pairs: int
-) -> tuple[list[float], list[float], list[float]]:
-    """Runs both ways in alternating order; returns the ratios ours / peer and both lists."""
-    mine, theirs = [], []
-    for pair in range(pairs):
-        if pair % 2 == 0:
-            mine.append(ours())
-            theirs.append(peer())
-        else:
-            theirs.append(peer())
-            mine.append(ours())
-    return [a / b for a, b in zip(mine, theirs, strict=True)], mine, theirs
 
 
 def _model() -> tuple[Any, Any]:
@@ -120,36 +82,21 @@ def _time_row(quick: bool, pairs: int) -> dict[str, Any]:
     model.train()
     for way in _WAYS:  # the first pass of either is slower
         _step(model, _batch(True), way)
-    ratios, ours, peer = _paired(lambda: _step(model, batch, "ours"), lambda: _step(model, batch, "plain"), pairs)
-    return _row("token_logps / plain, time", ratios, ours, peer, "s", MOST_TIME)
+    found = paired(lambda: _step(model, batch, "ours"), lambda: _step(model, batch, "plain"), pairs)
+    return row("token_logps / plain, time", found, "s", most=MOST_TIME)
 
 
 def _memory_row(quick: bool) -> dict[str, Any]:
-    used = {}
-    for way in _WAYS:
-        command = [sys.executable, "-m", "thrifty.bench.lm", way, "quick" if quick else "full"]
-        used[way] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    ratio = used["ours"] / used["plain"]
-    return _row("token_logps / plain, peak memory", [ratio], [used["ours"]], [used["plain"]], "GB", MOST_MEMORY)
+    size = "quick" if quick else "full"
+    ours, plain = (peak_in_fresh_process("thrifty.bench.lm", way, size) for way in _WAYS)
+    return row("token_logps / plain, peak memory", [(ours, plain)], "GB", most=MOST_MEMORY)
 
 
 def peak_memory(way: str, quick: bool) -> float:
-    """Gigabytes of resident memory that one forward and backward pass takes at most beyond the loaded model.
-
-    Needs Linux, and a process that has done nothing else.
-    """
+    """Gigabytes of resident memory that one forward and backward pass takes at most beyond the loaded model."""
     (model, _), batch = _model(), _batch(quick)
     model.train()
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to the present size
-    before = _status("VmRSS")
-    _step(model, batch, way)
-    return (_status("VmHWM") - before) / 1e6
-
-
-def _status(field: str) -> int:
-    """A field of the process's status, in kilobytes."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+    return peak_of(lambda: _step(model, batch, way))
 
 
 def _sampling_row(quick: bool, pairs: int) -> dict[str, Any]:
@@ -167,8 +114,8 @@ def _sampling_row(quick: bool, pairs: int) -> dict[str, Any]:
         tokens = _generated(model, tokenizer, prompts, n, longest)
         return tokens / (time.perf_counter() - started)
 
-    ratios, mine, theirs = _paired(ours, generate, pairs)
-    return _row("sample / transformers.generate, tokens a second", ratios, mine, theirs, "tokens/s", LEAST_SPEEDUP)
+    found = paired(ours, generate, pairs)
+    return row("sample / transformers.generate, tokens a second", found, "tokens/s", least=LEAST_SPEEDUP)
 
 
 @torch.no_grad()

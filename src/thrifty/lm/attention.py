@@ -40,6 +40,12 @@ class Plan(Protocol):
         """Attend from ``query [B, H, T, D]`` to keys and values with as many or fewer heads; ``[B, T, H, D]``."""
 
 
+class PackedPlan(Plan, Protocol):
+    """A plan for tokens of several sequences in one row, which says where each token stands in its own."""
+
+    positions: Tensor
+
+
 _plan: ContextVar[Plan | None] = ContextVar("thrifty_attention_plan", default=None)
 
 

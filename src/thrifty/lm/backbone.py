@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from thrifty.core.errors import InputError
-from thrifty.lm.attention import Packed, attending
+from thrifty.lm.attention import Packed, PackedPlan, attending
 from thrifty.lm.head import LogitTransform
 from thrifty.lm.lean import LeanBody, lean_body
 
@@ -77,7 +77,7 @@ class Backbone:
             return products
         return torch.mm(states, weight.t(), out=space[: len(states)])
 
-    def states_packed(self, ids: Int[Tensor, " total"], plan: Packed) -> Float[Tensor, "total width"]:
+    def states_packed(self, ids: Int[Tensor, " total"], plan: PackedPlan) -> Float[Tensor, "total width"]:
         """Last hidden states of sequences that lie end to end, in ``plan``'s order."""
         if self.lean is not None and self.lean.usable():
             return self.lean.packed(ids, plan)
@@ -198,24 +198,25 @@ def _take_apart(model: nn.Module, inner: Any, head: Any) -> Backbone | None:
         for module in body.modules()
         if hasattr(getattr(module, "config", None), "_attn_implementation_internal")
     }
-    parts = Backbone(body, head, _transform_of(inner.config), tuple(configs.values()))
+    parts = Backbone(body, head, transform_of(inner.config), tuple(configs.values()))
     name = type(inner).__name__
     with torch.no_grad(), evaluating(model):
         lengths = (5, 3)
-        ids = torch.arange(10, device=next(model.parameters()).device).view(2, 5) * 7 % inner.config.vocab_size
+        vocabulary = inner.config.get_text_config().vocab_size
+        ids = torch.arange(10, device=next(model.parameters()).device).view(2, 5) * 7 % vocabulary
         ids[1, 0] = ids[0, 0]  # rows that begin alike are read in two passes
         mask = torch.ones_like(ids)
         mask[1, lengths[1] :] = 0
         real = mask.bool()
         own = model(input_ids=ids, attention_mask=mask).logits[:, -ids.shape[1] :][real]
         try:
-            if not _same(parts.logits(parts.states(ids)[real]), own):
+            if not same_logits(parts.logits(parts.states(ids)[real]), own):
                 log.info("%s: logits are not head(body); using the model's own forward pass", name)
                 return None
         except (TypeError, AttributeError, ValueError, RuntimeError) as error:
             log.info("%s can't be taken apart (%s); using the model's own forward pass", name, error)
             return None
-        layers = set(getattr(inner.config, "layer_types", None) or ())
+        layers = set(getattr(inner.config.get_text_config(), "layer_types", None) or ())
         if not configs or not layers <= _KNOWN_LAYERS:
             return parts
         ends = [length - back + sum(lengths[:row]) for back in (2, 1) for row, length in enumerate(lengths)]
@@ -229,7 +230,7 @@ def _take_apart(model: nn.Module, inner: Any, head: Any) -> Backbone | None:
         for claim, value, proof, expected in claims:
             try:
                 claimed = replace(parts, **{claim: value})
-                if not _same(proof(claimed, ids, lengths), expected):
+                if not same_logits(proof(claimed, ids, lengths), expected):
                     log.info("%s gives other logits when %s", name, claim)
                     break
                 parts = claimed
@@ -257,14 +258,16 @@ def _decoded_logits(parts: Backbone, ids: Tensor, lengths: tuple[int, ...]) -> T
     return torch.cat([parts.logits(states), parts.logits(parts.step(last, rows))])
 
 
-def _same(ours: Tensor, own: Tensor) -> bool:
+def same_logits(ours: Tensor, own: Tensor) -> bool:
+    """Whether logits that were computed by parts are the model's own, up to the rounding of their dtype."""
     if ours.shape != own.shape:
         return False
     tolerance = _TOLERANCE.get(own.dtype, _HALF_TOLERANCE) * float(own.abs().max())
     return bool((ours.float() - own.float()).abs().max() <= tolerance)
 
 
-def _transform_of(config: Any) -> LogitTransform:
+def transform_of(config: Any) -> LogitTransform:
+    """What a model of that config does to its head's product."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     scale = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0

@@ -50,10 +50,9 @@ def causal_attention(
         query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embeddings come in float32
     times = query.shape[2], key.shape[2]
     window = window if window is not None and window < times[1] else None
-    if softcap is not None:
-        return _capped_attention(query, key, value, scaling, softcap, window, dropout)
-    if query.device.type == "cpu" and dropout == 0.0 and times[1] <= _LONGEST_BATCHED:
-        return _batched_attention(query, key, value, scaling, window)
+    if softcap is not None or _batches(key, dropout):
+        hidden = _hidden_scores(times, window, query)
+        return masked_attention(query, key, value, scaling, hidden, softcap=softcap, dropout=dropout)
     plain = window is None and times[0] == times[1]
     visible = None if plain else _visible(times, window, query.device)
     return F.scaled_dot_product_attention(
@@ -66,6 +65,33 @@ def causal_attention(
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
+
+
+def masked_attention(
+    query: Float[Tensor, "row head time width"],
+    key: Float[Tensor, "row kv_head key_time width"],
+    value: Float[Tensor, "row kv_head key_time value_width"],
+    scaling: float,
+    hidden: Float[Tensor, "*row time key_time"],
+    *,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "row head time value_width"]:
+    """The same with any mask: ``hidden`` is added to the scores, one for all rows or one for each."""
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    by_row = hidden[:, None] if hidden.ndim == 3 else hidden
+    if softcap is not None:
+        return _capped_attention(query, key, value, scaling, softcap, by_row, dropout)
+    if _batches(key, dropout):
+        return _batched_attention(query, key, value, scaling, hidden)
+    shared = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=by_row, dropout_p=dropout, scale=scaling, enable_gqa=shared
+    )
+
+
+def _batches(key: Tensor, dropout: float) -> bool:
+    return key.device.type == "cpu" and dropout == 0.0 and key.shape[2] <= _LONGEST_BATCHED
 
 
 def _visible(times: tuple[int, int], window: int | None, device: torch.device) -> Tensor:
@@ -81,26 +107,24 @@ def _hidden_scores(times: tuple[int, int], window: int | None, like: Tensor) -> 
 
 
 def _capped_attention(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float, window: int | None, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float, hidden: Tensor, dropout: float
 ) -> Tensor:
     rows, heads, time, width = query.shape
     kv_heads, key_time = key.shape[1:3]
     groups = heads // kv_heads
     grouped = query.reshape(rows, kv_heads, groups * time, width)
     scores = torch.tanh(grouped @ key.transpose(2, 3) * (scaling / softcap)) * softcap
-    hidden = _hidden_scores((time, key_time), window, query)
-    scores = scores.view(rows, kv_heads, groups, time, key_time) + hidden
+    scores = scores.view(rows, heads, time, key_time) + hidden
     weights = F.dropout(torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype), dropout)
     attended = weights.view(rows, kv_heads, groups * time, key_time) @ value
     return attended.view(rows, heads, time, value.shape[-1])
 
 
-def _batched_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+def _batched_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, hidden: Tensor) -> Tensor:
     rows, heads, time, width = query.shape
     kv_heads, key_time = key.shape[1:3]
     grouped = query.reshape(rows * kv_heads, heads // kv_heads * time, width)
     flat_key, flat_value = (part.reshape(rows * kv_heads, key_time, part.shape[-1]) for part in (key, value))
-    hidden = _hidden_scores((time, key_time), window, query)
     attended: Tensor = _BatchedAttention.apply(grouped, flat_key, flat_value, scaling, hidden)
     return attended.view(rows, heads, time, value.shape[-1])
 
@@ -139,11 +163,17 @@ def _weights(query: Tensor, key: Tensor, scaling: float, hidden: Tensor) -> Iter
     """Yield (rows, attention weights of these rows); the next rows use the weights' memory again."""
     batch, grouped_time, _ = query.shape
     step = min(batch, max(1, _SCORE_ELEMENTS // (grouped_time * key.shape[1])))
+    per_row = batch // len(hidden) if hidden.ndim == 3 else 1
+    step = max(1, step // per_row) * per_row
     buffer = query.new_empty((step, grouped_time, key.shape[1]))
     for first in range(0, batch, step):
         part = slice(first, min(first + step, batch))
         scores = buffer[: part.stop - first]
         torch.bmm(query[part], key[part].transpose(1, 2), out=scores)
-        by_head = scores.view(-1, *hidden.shape)
-        torch.add(hidden, by_head, alpha=scaling, out=by_head)
+        if hidden.ndim == 3:
+            rows = hidden[part.start // per_row : part.stop // per_row, None]
+            by_head = scores.view(len(rows), -1, *hidden.shape[1:])
+        else:
+            rows, by_head = hidden, scores.view(-1, *hidden.shape)
+        torch.add(rows, by_head, alpha=scaling, out=by_head)
         yield part, torch.softmax(scores, -1, out=scores)

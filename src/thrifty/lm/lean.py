@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.modules import module as module_hooks
 
 if TYPE_CHECKING:
-    from thrifty.lm.attention import Packed
+    from thrifty.lm.attention import Packed, PackedPlan
     from thrifty.lm.cache import RowCache
     from thrifty.lm.prefill import PromptCache
 
@@ -56,7 +56,7 @@ class LeanBody:
             for module in self._modules
         )
 
-    def packed(self, ids: Int[Tensor, " total"], plan: Packed) -> Float[Tensor, "total width"]:
+    def packed(self, ids: Int[Tensor, " total"], plan: PackedPlan) -> Float[Tensor, "total width"]:
         """See :meth:`thrifty.lm.backbone.Backbone.states_packed`."""
 
         def attend(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -10,12 +10,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from thrifty.core import sharding
 from thrifty.core.errors import InputError
-from thrifty.lm.attention import Packed
 from thrifty.lm.backbone import Backbone, backbone, linear_parts, logits_by_model
 from thrifty.lm.head import LogitTransform, head_logps
-from thrifty.lm.memory import activation_tokens, split_rows
+from thrifty.lm.images import IMAGE_PROMPT
 from thrifty.lm.sequences import Sequences
+from thrifty.lm.states import response_states
 
 _GENERIC_CHUNK = 256
 
@@ -28,6 +29,7 @@ def token_logps(
     temperature: float = ...,
     chunk: int | None = ...,
     activation_bytes: int | None = ...,
+    share_prefixes: bool = ...,
     entropy: Literal[False] = ...,
 ) -> Float[Tensor, "row time"]: ...
 @overload
@@ -38,6 +40,7 @@ def token_logps(
     temperature: float = ...,
     chunk: int | None = ...,
     activation_bytes: int | None = ...,
+    share_prefixes: bool = ...,
     entropy: Literal[True],
 ) -> tuple[Float[Tensor, "row time"], Float[Tensor, "row time"]]: ...
 def token_logps(
@@ -47,6 +50,7 @@ def token_logps(
     temperature: float = 1.0,
     chunk: int | None = None,
     activation_bytes: int | None = None,
+    share_prefixes: bool = True,
     entropy: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Log-probability of each response token given all tokens before it.
@@ -62,7 +66,9 @@ def token_logps(
         Any causal language model of transformers, also wrapped by PEFT, in training or evaluation mode
         as it stands.
     sequences
-        Right-padded rows on the model's device. Each response starts after at least one token.
+        Right-padded rows on the model's device. Each response starts after at least one token. With a column
+        ``image_prompt``, their pictures are those that were attached to the model
+        (:class:`thrifty.lm.images.ImagePrompts`).
     temperature
         :math:`\tau > 0`, by which logits are divided.
     chunk
@@ -71,6 +77,9 @@ def token_logps(
         Memory that the body's activations may take for the backward pass, about; beyond it, rows are
         computed again in the backward pass (in groups, all but the last). None is 0.875 GiB on a CPU, half of the
         free memory on a GPU. Left to the model where its own gradient checkpointing is on.
+    share_prefixes
+        Whether rows with the same tokens before the response (a prompt's samples, a pair's answers), wherever they
+        stand in the batch, have these computed once for all. Dropout then falls on them once for all, too.
     entropy
         Whether to return the entropies of the next-token distributions too (differentiable as well).
 
@@ -90,23 +99,22 @@ def token_logps(
     mask = sequences.response_mask & sequences.attention_mask
     _check(model, sequences, mask)
     rows, time = mask.shape
-    where = mask.flatten().nonzero().squeeze(1)
     blank = torch.zeros(rows * time, device=mask.device)
-    if len(where) == 0:
+    if not bool(mask.any()):
         blank = blank.view(rows, time)
         return (blank, blank.clone()) if entropy else blank
     parts = backbone(model)
-    targets = sequences.input_ids.flatten()[where]
-    if parts is None:
+    if IMAGE_PROMPT in sequences.columns:
+        from thrifty.lm.image_logps import image_logps
+
+        found, where = image_logps(model, sequences, mask, temperature, chunk, share_prefixes, entropy)
+    elif parts is None:
+        where = mask.flatten().nonzero().squeeze(1)
         found = _by_model(model, sequences, mask, LogitTransform(temperature=temperature), entropy)
     else:
-        states = _response_states(model, parts, sequences, mask, activation_bytes)
-        transform = LogitTransform(parts.transform.scale, parts.transform.softcap, temperature)
-        if parts.plain_head:
-            weight, bias = linear_parts(parts.head)
-            found = head_logps(states, weight, bias, targets, transform, chunk=chunk, entropy=entropy)
-        else:
-            found = _generic_head(parts.head, states, targets, transform, chunk or _GENERIC_CHUNK, entropy)
+        ids = sequences.input_ids
+        states, where = response_states(model, parts, ids, mask, activation_bytes, share_prefixes)
+        found = logps_of_states(parts, states, ids.flatten()[where], temperature, chunk, entropy)
     logps = blank.index_copy(0, where, found[0]).view(rows, time)
     if not entropy:
         return logps
@@ -141,6 +149,32 @@ def sequence_logps(
     return total if reduction == "sum" else total / mask.sum(1).clamp(min=1)
 
 
+def logps_of_states(
+    parts: Backbone,
+    states: Float[Tensor, "token width"],
+    targets: Int[Tensor, " token"],
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    entropy: bool = False,
+) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"] | None]:
+    """Log-probabilities (and entropies) of tokens from the last hidden states before them.
+
+    Parameters
+    ----------
+    parts
+        The model whose head is applied.
+    states, targets
+        For each token, the state from which it is predicted, and its id.
+    temperature, chunk, entropy
+        As for :func:`token_logps`.
+    """
+    transform = LogitTransform(parts.transform.scale, parts.transform.softcap, temperature)
+    if parts.plain_head:
+        weight, bias = linear_parts(parts.head)
+        return head_logps(states, weight, bias, targets, transform, chunk=chunk, entropy=entropy)
+    return _generic_head(parts.head, states, targets, transform, chunk or _GENERIC_CHUNK, entropy)
+
+
 def _check(model: Any, sequences: Sequences, mask: Tensor) -> None:
     if bool(mask[:, :1].any()):
         row = int(mask[:, 0].nonzero()[0])
@@ -165,44 +199,6 @@ def _check(model: Any, sequences: Sequences, mask: Tensor) -> None:
         )
 
 
-def _response_states(
-    model: Any, parts: Backbone, sequences: Sequences, mask: Tensor, activation_bytes: int | None
-) -> Float[Tensor, "token width"]:
-    """Hidden states from which the response tokens are predicted, row after row."""
-    positions = torch.arange(mask.shape[1], device=mask.device)
-    # What follows a row's last response token predicts nothing that is asked for.
-    last = (positions * mask).amax(1)
-    used = last.nonzero().squeeze(1)
-    ids, ahead, lengths = sequences.input_ids[used], mask[used], last[used].tolist()
-    # Layers that checkpoint themselves run again outside of this call, where packing is not known.
-    checkpoints_itself = torch.is_grad_enabled() and any(
-        getattr(module, "gradient_checkpointing", False) and module.training for module in model.modules()
-    )
-
-    def run(first: int, end: int) -> Tensor:
-        longest = max(lengths[first:end])
-        part, chosen = ids[first:end, :longest], ahead[first:end, 1 : longest + 1]
-        if not parts.packed or checkpoints_itself:
-            return _take(parts.states(part).flatten(0, 1), chosen.flatten().nonzero().squeeze(1))
-        plan = Packed(lengths[first:end], part.device)
-        real = plan.slots
-        states = parts.states_packed(part.flatten()[real], plan)
-        return _take(states, chosen.flatten()[real].nonzero().squeeze(1))
-
-    segments = [(0, len(lengths))]
-    if torch.is_grad_enabled() and not checkpoints_itself:
-        by_hand = parts.packed and parts.lean is not None and parts.lean.usable()
-        segments = split_rows(lengths, activation_tokens(model, activation_bytes, mask.device, lean=by_hand))
-    # The backward pass begins with the last segment, whose activations are gone before another's are
-    # made anew: so the last one need not be computed twice.
-    kept = [checkpoint(run, first, end, use_reentrant=False) for first, end in segments[:-1]]
-    return torch.cat([*kept, run(*segments[-1])]) if kept else run(*segments[-1])
-
-
-def _take(states: Tensor, index: Tensor) -> Tensor:
-    return states if len(index) == len(states) else states.index_select(0, index)
-
-
 def _generic_head(
     head: Callable[[Tensor], Tensor],
     states: Tensor,
@@ -214,7 +210,7 @@ def _generic_head(
     """The same as :func:`head_logps` for a head that is more than a matrix, such as one with an adapter."""
 
     def run(part: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        return _from_logits(transform.apply(head(part).float()), ids, entropy)
+        return logps_of_logits(transform.apply(head(part).float()), ids, entropy)
 
     pairs = [
         checkpoint(run, states[first : first + chunk], targets[first : first + chunk], use_reentrant=False)
@@ -223,7 +219,10 @@ def _generic_head(
     return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs]) if entropy else None
 
 
-def _from_logits(z: Tensor, targets: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
+def logps_of_logits(
+    z: Float[Tensor, "token vocab"], targets: Int[Tensor, " token"], entropy: bool
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of tokens, and with ``entropy`` the entropies (else nothing), from logits as they are."""
     log_p = z.log_softmax(-1)
     entropies = -(log_p.exp() * log_p).sum(-1) if entropy else z.new_empty(0)
     return log_p.gather(-1, targets[:, None]).squeeze(1), entropies
@@ -236,20 +235,15 @@ def _by_model(
 
     def run(ids: Tensor, attention_mask: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor]:
         logits = logits_by_model(model, ids, attention_mask)[:, :-1][ahead]
-        return _from_logits(transform.apply(logits.float()), ids[:, 1:][ahead], entropy)
+        return logps_of_logits(transform.apply(logits.float()), ids[:, 1:][ahead], entropy)
 
-    pairs = []
-    for row in range(len(sequences)):
-        if bool(mask[row].any()):
-            end = int(mask[row].nonzero().max()) + 1
-            part = slice(row, row + 1), slice(0, end)
-            pairs.append(
-                checkpoint(
-                    run,
-                    sequences.input_ids[part],
-                    sequences.attention_mask[part],
-                    mask[row : row + 1, 1:end],
-                    use_reentrant=False,
-                )
-            )
+    spoken = [row for row in range(len(sequences)) if bool(mask[row].any())]
+    pairs: list[tuple[Tensor, Tensor]] = []
+    # A sharded model runs in all processes at once: where another has more rows, one runs again and counts nothing.
+    for row in spoken + spoken[:1] * (sharding.most(model, len(spoken)) - len(spoken)):
+        end = int(mask[row].nonzero().max()) + 1
+        part = slice(row, row + 1), slice(0, end)
+        given = sequences.input_ids[part], sequences.attention_mask[part], mask[row : row + 1, 1:end]
+        logps, entropies = checkpoint(run, *given, use_reentrant=False)
+        pairs.append((logps, entropies) if len(pairs) < len(spoken) else (logps[:0], entropies[:0]))
     return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs]) if entropy else None

@@ -47,7 +47,7 @@ def activation_tokens(model: Any, limit: int | None, device: torch.device, *, le
     return max(1, limit // per_token)
 
 
-def split_rows(lengths: Sequence[int], most: int) -> list[tuple[int, int]]:
+def split_rows(lengths: Sequence[int], most: int, shared: Sequence[int] = ()) -> list[tuple[int, int]]:
     """Cut rows into groups of neighbours with at most ``most`` tokens each, the last groups full.
 
     Parameters
@@ -56,19 +56,34 @@ def split_rows(lengths: Sequence[int], most: int) -> list[tuple[int, int]]:
         Tokens per row; a row longer than ``most`` is a group of its own.
     most
         Tokens per group.
+    shared
+        Tokens that each row begins with like the row before, which count once; such rows stay together unless
+        they are more than ``most`` by themselves. Nothing said means none.
 
     Returns
     -------
     list
         (first row, end) of each group, in order.
     """
+    shared = shared or [0] * len(lengths)
     groups: list[tuple[int, int]] = []
     end = len(lengths)
     while end:
-        first, tokens = end - 1, lengths[end - 1]
-        while first and tokens + lengths[first - 1] <= most:
-            first -= 1
-            tokens += lengths[first]
+        first = end
+        tokens = 0
+        while first:
+            start, more = first - 1, lengths[first - 1]
+            while shared[start]:
+                more += lengths[start - 1] - shared[start]
+                start -= 1
+            if tokens + more > most:
+                break
+            first, tokens = start, tokens + more
+        if first == end:
+            first, tokens = end - 1, lengths[end - 1]
+            while first and shared[first] and tokens + lengths[first - 1] - shared[first] <= most:
+                tokens += lengths[first - 1] - shared[first]
+                first -= 1
         groups.append((first, end))
         end = first
     return groups[::-1]

@@ -15,6 +15,8 @@ log = logging.getLogger("thrifty")
 Record = Mapping[str, Any]
 Truncation = Literal["response", "prompt", "drop", "error"]
 
+PAIR = ("chosen", "rejected")
+
 _Row = tuple[list[int], list[bool]]
 
 
@@ -26,6 +28,7 @@ def from_records(
     truncation: Truncation = "response",
     columns: Sequence[str] = (),
     chat: bool = True,
+    answers: Sequence[str] = PAIR,
 ) -> Sequences:
     """Tokenise records, each in whichever of these forms it comes.
 
@@ -34,9 +37,13 @@ def from_records(
     ========================= ==========================================================================
     prompt, completion        strings or chat messages; the completion is the response
     messages                  a conversation; every assistant turn is a response
-    prompt, chosen, rejected  two rows, chosen first, with columns ``group`` (the record) and ``chosen``
+    prompt, chosen, rejected  two rows, chosen first, with columns ``group`` (the record) and ``chosen``; a
+                              pair whose two answers are the same is left out, and that is said
     chosen, rejected          the same, for whole conversations that share their beginning
     ========================= ==========================================================================
+
+    ``answers`` names the columns where a record holds more answers to its prompt: ``("reference", "chosen",
+    "rejected")`` makes three rows of each.
 
     ``prompt_ids`` and ``completion_ids`` (token ids as a sampler logged them) take the place of the text,
     so that nothing changes by tokenising it again. ``behaviour_logps`` (one number per response token)
@@ -58,6 +65,9 @@ def from_records(
     chat
         Whether strings are turns of a conversation, rendered by the chat template (as
         :func:`thrifty.lm.sample.sample` does); False takes them as they are, which is TRL's standard format.
+    answers
+        Of preference records, the columns of the answers, in the order of their rows; ``chosen`` and ``rejected`` are
+        among them.
 
     Raises
     ------
@@ -67,7 +77,7 @@ def from_records(
     """
     if truncation not in ("response", "prompt", "drop", "error"):
         raise InputError(f"truncation must be 'response', 'prompt', 'drop' or 'error', got {truncation!r}")
-    builder = _Builder(tokenizer, max_length, truncation, tuple(columns), chat)
+    builder = _Builder(tokenizer, max_length, truncation, tuple(columns), chat, tuple(answers))
     for number, record in enumerate(records):
         builder.add(number, record)
     return builder.result()
@@ -104,16 +114,22 @@ class _Builder:
     """Collects rows and their columns, record by record."""
 
     def __init__(
-        self, tokenizer: Any, max_length: int | None, truncation: Truncation, columns: tuple[str, ...], chat: bool
+        self,
+        tokenizer: Any,
+        max_length: int | None,
+        truncation: Truncation,
+        columns: tuple[str, ...],
+        chat: bool,
+        answers: tuple[str, ...],
     ) -> None:
         self.tokenizer, self.max_length, self.truncation = tokenizer, max_length, truncation
-        self.names, self.chat = columns, chat
+        self.names, self.chat, self.answers = columns, chat, answers
         self.rows: list[_Row] = []
         self.row_columns: dict[str, list[float]] = {name: [] for name in columns}
         self.logps: list[list[float]] = []
         self.with_logps: bool | None = None
         self.paired: bool | None = None
-        self.seen = self.cut = 0
+        self.seen = self.cut = self.alike = 0
 
     def add(self, number: int, record: Record) -> None:
         self.seen += 1
@@ -125,8 +141,11 @@ class _Builder:
         self.paired = paired
         values = {name: _number(number, record, name) for name in self.names}
         if paired:
-            rows = [self._preference_row(number, record, name) for name in ("chosen", "rejected")]
-            logps: list[list[float] | None] = [None, None]
+            rows = [self._preference_row(number, record, name) for name in self.answers]
+            if rows[self.answers.index("chosen")] == rows[self.answers.index("rejected")]:
+                self.alike += 1
+                return
+            logps: list[list[float] | None] = [None] * len(rows)
             values["group"] = number
         else:
             rows, logps = [self._row(number, record)], [_logps(number, record)]
@@ -143,7 +162,7 @@ class _Builder:
             for name, value in values.items():
                 self.row_columns.setdefault(name, []).append(value)
             if paired:
-                self.row_columns.setdefault("chosen", []).append(place == 0)
+                self.row_columns.setdefault("chosen", []).append(self.answers[place] == "chosen")
 
     def result(self) -> Sequences:
         if not self.seen:
@@ -151,6 +170,12 @@ class _Builder:
         if self.cut:
             done = {"response": "cut at their end", "prompt": "cut at their beginning"}.get(self.truncation, "left out")
             log.warning("%d of %d records are longer than %s tokens: %s", self.cut, self.seen, self.max_length, done)
+        if self.alike:
+            log.warning(
+                "%d of %d pairs have the same answer as chosen and as rejected: left out", self.alike, self.seen
+            )
+            if self.alike == self.seen:
+                raise InputError(f"in all {self.seen} pairs the chosen answer is the rejected one: none is better")
         if not self.rows:
             raise InputError(f"none of {self.seen} records fits into max_length={self.max_length} tokens")
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id

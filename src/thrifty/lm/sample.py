@@ -37,6 +37,7 @@ def sample(
     stop_ids: Iterable[int] | None = None,
     generator: torch.Generator | int = 0,
     batch_size: int | None = None,
+    numbering: tuple[int, Sequence[int]] | None = None,
 ) -> Sequences:
     r"""Draw ``n`` answers to each prompt.
 
@@ -66,6 +67,9 @@ def sample(
         A seed, or a CPU generator from which one is drawn.
     batch_size
         Rows decoded at once; None chooses by the memory for keys and values.
+    numbering
+        Where these prompts are a part of more, how many there are in all and which of them these are: each then
+        gets the answers that it would get among all. None: these are all.
 
     Returns
     -------
@@ -94,15 +98,17 @@ def sample(
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     _check_prompts(model, ids, max_new_tokens)
     stop = frozenset(stop_ids) if stop_ids is not None else stop_tokens(model, tokenizer)
-    uniforms = RowUniforms(_seed(generator), len(ids) * n)
+    count, own = numbering or (len(ids), range(len(ids)))
+    uniforms = RowUniforms(_seed(generator), count * n)
+    places = [number * n + place for number in own for place in range(n)]
     # Neighbours in length share a batch, so that a batch's padding is small.
     order = sorted(range(len(ids) * n), key=lambda row: len(ids[row // n]))
-    step = batch_size or _rows_at_once(model, max(map(len, ids), default=1) + max_new_tokens)
+    step = batch_size or rows_at_once(model, max(map(len, ids), default=1) + max_new_tokens)
     spoken: dict[int, tuple[list[int], list[float], bool]] = {}
     with torch.no_grad(), evaluating(model):
         for first in range(0, len(order), step):
             rows = order[first : first + step]
-            found = _continue(model, ids, rows, n, max_new_tokens, stop, draw, uniforms)
+            found = _continue(model, ids, rows, n, max_new_tokens, stop, draw, uniforms, places)
             spoken.update(zip(rows, zip(found.tokens, found.logps, found.finished, strict=True), strict=True))
     numbers = range(len(ids) * n)
     device = next(model.parameters()).device
@@ -135,6 +141,7 @@ def _continue(
     stop: frozenset[int],
     draw: Draw,
     uniforms: RowUniforms,
+    places: Sequence[int],
 ) -> Continuations:
     device = next(model.parameters()).device
     parts = backbone(model)
@@ -145,7 +152,7 @@ def _continue(
         used = list(dict.fromkeys(row // n for row in group))
         place = {prompt: number for number, prompt in enumerate(used)}
         owners = [place[row // n] for row in group]
-        numbers = partial(uniforms, rows=torch.tensor(group))
+        numbers = partial(uniforms, rows=torch.tensor([places[row] for row in group]))
         batch = [ids[prompt] for prompt in used]
         if fast:
             assert parts is not None
@@ -190,7 +197,8 @@ def _check_prompts(model: Any, ids: list[list[int]], max_new_tokens: int) -> Non
             )
 
 
-def _rows_at_once(model: Any, length: int) -> int:
+def rows_at_once(model: Any, length: int) -> int:
+    """How many rows of that many tokens are decoded at once: as many as have room for their keys and values."""
     config = unwrapped(model).config.get_text_config()
     queries = getattr(config, "num_attention_heads", None)
     if queries is None:  # no attention, so nothing that grows with the length

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from thrifty.core.errors import InputError
+from thrifty.core.seeding import derive_seed
 from thrifty.lm.chat import Prompt, prompt_ids
 from thrifty.lm.draw import Draw
 from thrifty.lm.sample import sample
 from thrifty.lm.sequences import Sequences, from_rows
 
+Numbering = tuple[int, Sequence[int]]
+"""Where prompts are a part of more: how many there are in all, and which of them these are."""
+
 
 class Sampler(Protocol):
     """Anything that answers prompts with sequences as :func:`thrifty.lm.sample.sample` returns them."""
 
-    def sample(self, prompts: Sequence[Prompt], n: int, *, max_new_tokens: int, draw: Draw, seed: int) -> Sequences:
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        *,
+        max_new_tokens: int,
+        draw: Draw,
+        seed: int,
+        numbering: Numbering | None = None,
+    ) -> Sequences:
         """``n`` samples of each prompt in order, with columns behaviour_logps, group and finished."""
+
+    def refresh(self, model: Any) -> None:
+        """Take over the weights of a model that was trained in the meantime."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +55,16 @@ class ModelSampler:
     tokenizer: Any
     batch_size: int | None = None
 
-    def sample(self, prompts: Sequence[Prompt], n: int, *, max_new_tokens: int, draw: Draw, seed: int) -> Sequences:
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        *,
+        max_new_tokens: int,
+        draw: Draw,
+        seed: int,
+        numbering: Numbering | None = None,
+    ) -> Sequences:
         """See :class:`Sampler`."""
         return sample(
             self.model,
@@ -50,7 +78,11 @@ class ModelSampler:
             greedy=draw.greedy,
             generator=seed,
             batch_size=self.batch_size,
+            numbering=numbering,
         )
+
+    def refresh(self, model: Any) -> None:
+        """Nothing to do: the model that is trained is the one that samples."""
 
 
 class VLLMSampler:
@@ -77,9 +109,20 @@ class VLLMSampler:
         self.stop_ids = sorted(set(stop_ids))
         self.engine = _engine(engine) if isinstance(engine, str) else engine
 
-    def sample(self, prompts: Sequence[Prompt], n: int, *, max_new_tokens: int, draw: Draw, seed: int) -> Sequences:
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        *,
+        max_new_tokens: int,
+        draw: Draw,
+        seed: int,
+        numbering: Numbering | None = None,
+    ) -> Sequences:
         """See :class:`Sampler`."""
         ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
+        # The engine numbers what it is given; parts of more must not get the same random numbers.
+        seed = seed if numbering is None else derive_seed(seed, *numbering[1][:1]) % 2**31
         outputs = self.engine.generate(
             [{"prompt_token_ids": prompt} for prompt in ids],
             _sampling_params(
@@ -112,6 +155,41 @@ class VLLMSampler:
             row_columns={"group": groups, "finished": finished},
             token_columns={"behaviour_logps": logps},
         )
+
+    def refresh(self, model: Any) -> None:
+        """Loads the model's weights into the engine, adapters added to them, and forgets cached prefixes."""
+        with merged_adapters(model):
+            weights = list(named_weights(model))
+            if hasattr(self.engine, "apply_model"):
+                self.engine.apply_model(lambda inner: inner.load_weights(weights))
+            else:
+                worker = self.engine.llm_engine.model_executor.driver_worker
+                worker.model_runner.model.load_weights(weights)
+        self.engine.reset_prefix_cache()
+
+
+@contextlib.contextmanager
+def merged_adapters(model: Any) -> Iterator[None]:
+    """Within it PEFT's adapters are added to the weights; nothing happens without adapters."""
+    if not hasattr(model, "merge_adapter"):
+        yield
+        return
+    model.merge_adapter()
+    try:
+        yield
+    finally:
+        model.unmerge_adapter()
+
+
+def named_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Weights under the names that the model has without PEFT around it; adapters' own are left out."""
+    prefix = getattr(model, "prefix", None)  # of the adapters' parameters, such as lora_
+    for name, parameter in model.named_parameters():
+        if prefix is not None:
+            if prefix in name:
+                continue
+            name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        yield name, parameter.data
 
 
 def _engine(name: str) -> Any:
