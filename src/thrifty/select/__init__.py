@@ -1,0 +1,19 @@
+"""Which examples are worth training on or labelling."""
+
+from thrifty.select.history import AccuracyHistory
+from thrifty.select.limr import LIMR, LimResult, lim_scores
+from thrifty.select.logs import read_history
+from thrifty.select.rank import difficulty_band, linear_scores, pass_rate, rank_by_history, std_scores
+
+__all__ = [
+    "LIMR",
+    "AccuracyHistory",
+    "LimResult",
+    "difficulty_band",
+    "lim_scores",
+    "linear_scores",
+    "pass_rate",
+    "rank_by_history",
+    "read_history",
+    "std_scores",
+]
