@@ -1,15 +1,19 @@
-"""Trains a tiny decoder on logged answers; started by the tests with one process and with two."""
+"""Trains a tiny decoder on logged answers; started by the tests with one process and with two, also sharded."""
 
 import sys
 import time
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from thrifty.align import SFT, TOPR, train
 from thrifty.align.base import Training
+from thrifty.align.ppo import PPO
+from thrifty.core import processes, sharding
 from thrifty.core.run import Run
+from thrifty.lm import states
 from thrifty.lm.sequences import from_rows
 
 directory, name, pause = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
@@ -31,18 +35,26 @@ with Run(directory, seed=3, device="cpu", dtype="float32", config={"objective": 
     data = from_rows(
         [(row, [False] * 3 + [True] * (len(row) - 3)) for row in tokens],
         pad_id=0,
-        row_columns={"reward": [1.0 if i % 3 else -1.0 for i in range(22)], "group": list(range(22))},
+        row_columns={
+            "reward": [1.0 if i % 3 else -1.0 for i in range(22)],
+            "group": list(range(22)),
+            "finished": [i % 5 > 0 for i in range(22)],
+        },
         token_columns={"behaviour_logps": [[-3.9] * length for length in lengths]},
     )
-    objective = {"topr": TOPR(), "sft": SFT()}[name]
+    objective = {"topr": TOPR(), "sft": SFT(), "ppo": PPO()}[name]
+
+    if sharding.on() and processes.is_main():  # has less memory, so that it cuts its part into more segments
+        states.activation_tokens = lambda *_, **__: 12
 
     class Slow(type(objective)):  # gives the test time to kill it
-        def loss(self, model, batch):
+        def loss(self, net, *batch):
             time.sleep(pause)
-            return super().loss(model, batch)
+            assert any(isinstance(part, DTensor) for part in net.parameters()) == sharding.on()
+            return super().loss(net, *batch)
 
     # sft keeps 14 good answers: one batch, in parts of four and of three
-    batch_size, epochs = {"topr": (8, 4), "sft": (16, 7)}[name]
+    batch_size, epochs = {"topr": (8, 4), "ppo": (8, 4), "sft": (16, 7)}[name]
     training = Training(learning_rate=1e-2, batch_size=batch_size, micro_batch_size=4, epochs=epochs)
     train(model, Slow(), data, run, training, save_every=2)
     if run.main:

@@ -12,28 +12,33 @@ import torch
 
 from thrifty import cli
 from thrifty.align import addition, arithmetic
-from thrifty.align.base import Training, overridden, train_last_layers
-from thrifty.align.clip import PPOClip, clipped_surrogate
+from thrifty.align.adapter import train_last_layers
+from thrifty.align.base import Training, overridden
 from thrifty.align.evaluate import Accuracy, evaluate
+from thrifty.align.grpo import ppo_clip
 from thrifty.align.log import INSTRUCTION, as_logged, embedded_log, read_log
+from thrifty.align.reference import with_behaviour_logps
+from thrifty.align.rollouts import Sampling
 from thrifty.align.sft import SFT
 from thrifty.align.topr import TOPR
-from thrifty.align.training import iterate, train, with_behaviour_logps
+from thrifty.align.training import iterate, train
 from thrifty.core.errors import InputError, RunError
 from thrifty.core.run import Run, read_metrics
 from thrifty.data.readers import read, write_jsonl
 from thrifty.data.tasks import Problem
 from thrifty.data.tasks import arithmetic as arithmetic_task
 from thrifty.lm.logps import token_logps
+from thrifty.lm.sequences import Sequences
 
 Tiny = tuple[Any, Any]
+SAMPLING = Sampling(samples=4, max_new_tokens=5)
 
 
 def test_topr_raises_good_answers_and_lowers_bad_ones(tiny: Tiny, log_file: Path, tmp_path: Path) -> None:
     model, tokenizer = tiny
     log = read_log(str(log_file), tokenizer)
     with Run(tmp_path / "r", device="cpu", dtype="float32") as run:
-        data = with_behaviour_logps(model, log, run)
+        data = with_behaviour_logps(model, log, run.device)
         good = data["reward"] > 0
         train(model, TOPR(), data, run, Training(learning_rate=3e-3, batch_size=8, micro_batch_size=4, epochs=30))
         change = ((token_logps(model, data) - data["behaviour_logps"]) * data.response_mask).sum(1)
@@ -51,8 +56,8 @@ def test_a_log_without_behaviour_logps_takes_the_given_model_s(
     model, tokenizer = tiny
     log = read_log(str(log_file), tokenizer)
     with Run(tmp_path / "r", device="cpu") as run:
-        data = with_behaviour_logps(model, log, run, batch_size=3)
-        assert with_behaviour_logps(model, data, run) is data
+        data = with_behaviour_logps(model, log, run.device)
+        assert with_behaviour_logps(model, data, run.device) is data
     torch.testing.assert_close(data["behaviour_logps"], token_logps(model, log).detach(), atol=1e-5, rtol=0)
 
 
@@ -77,7 +82,7 @@ def test_a_reward_that_is_no_number_is_named(tiny: Tiny, tmp_path: Path, reward:
 def test_rounds_sample_score_and_train_and_sample_nothing_twice(
     tiny: Tiny, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from thrifty.align import training as module
+    from thrifty.lm import sampler as module
     from thrifty.lm.load import load_lm
 
     prompts = ["what is 1 plus 2", "what is 2 plus 2"]
@@ -91,7 +96,7 @@ def test_rounds_sample_score_and_train_and_sample_nothing_twice(
     def go(model: Any, iterations: int) -> Any:
         with Run(tmp_path / "r", device="cpu", dtype="float32", config={}) as run:
             return iterate(
-                model, tiny[1], TOPR(), prompts, reward, run, iterations=iterations, samples=4, max_new_tokens=5,
+                model, tiny[1], TOPR(), prompts, reward, run, iterations=iterations, sampling=SAMPLING,
                 training=Training(learning_rate=1e-3, batch_size=4, micro_batch_size=4),
             )  # fmt: skip
 
@@ -102,7 +107,7 @@ def test_rounds_sample_score_and_train_and_sample_nothing_twice(
     (tmp_path / "whole").mkdir()
     with Run(tmp_path / "whole/r", device="cpu", dtype="float32", config={}) as run:
         whole = iterate(
-            load_lm(model_folder)[0], tiny[1], TOPR(), prompts, reward, run, iterations=2, samples=4, max_new_tokens=5,
+            load_lm(model_folder)[0], tiny[1], TOPR(), prompts, reward, run, iterations=2, sampling=SAMPLING,
             training=Training(learning_rate=1e-3, batch_size=4, micro_batch_size=4),
         )  # fmt: skip
     for mine, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
@@ -110,11 +115,14 @@ def test_rounds_sample_score_and_train_and_sample_nothing_twice(
 
 
 @pytest.mark.parametrize(
-    ("scores", "said"), [([1.0], "returned 1 scores for 2"), ([1.0, float("nan")], "returned nan")]
+    ("scores", "said"), [([1.0], "returned 1 values for 2"), ([1.0, float("nan")], "returned nan")]
 )
 def test_a_reward_function_that_goes_wrong_is_said(tiny: Tiny, tmp_path: Path, scores: list[float], said: str) -> None:
     with Run(tmp_path / "r", device="cpu") as run, pytest.raises(RunError, match=said):
-        iterate(tiny[0], tiny[1], TOPR(), ["what"], lambda p, c: scores, run, iterations=1, samples=2, max_new_tokens=3)
+        iterate(
+            tiny[0], tiny[1], TOPR(), ["what"], lambda p, c: scores, run,
+            iterations=1, sampling=Sampling(samples=2, max_new_tokens=3),
+        )  # fmt: skip
 
 
 def test_training_settings() -> None:
@@ -161,13 +169,15 @@ def test_ppo_s_surrogate_by_hand() -> None:
     ratio = torch.tensor([[1.5, 0.5], [1.5, 0.5]])
     logps = ratio.log().requires_grad_()
     mask = torch.ones(2, 2, dtype=torch.bool)
-    loss = clipped_surrogate(logps, mask, torch.zeros(2, 2), torch.tensor([1.0, -1.0]), 0.2)
+    columns = {"reward": torch.tensor([1.0, -1.0]), "behaviour_logps": torch.zeros(2, 2)}
+    batch = ppo_clip(0.2).prepare(Sequences(torch.zeros(2, 2, dtype=torch.long), mask, mask, columns))
+    loss = ppo_clip(0.2).loss_of(logps, None, batch, batch).value
     # A > 0: min(1.5, 1.2) + min(.5, .8); A < 0: min(-1.5, -1.2) + min(-.5, -.8)
     assert float(loss.detach()) == pytest.approx(-((1.2 + 0.5) / 2 + (-1.5 - 0.8) / 2) / 2)
     loss.backward()
     assert logps.grad[0, 0] == 0
     assert logps.grad[1, 1] == 0
-    assert PPOClip().clip == 0.2
+    assert ppo_clip().clip == 0.2
 
 
 class Fixed:

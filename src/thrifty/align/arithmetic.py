@@ -15,7 +15,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from thrifty.align.base import Objective, Training, train_last_layers
+from thrifty.align.adapter import train_last_layers
+from thrifty.align.base import Objective, Training
 from thrifty.align.evaluate import Accuracy, evaluate
 from thrifty.align.log import LONGEST_ANSWER, as_logged, embedded_log, read_log
 from thrifty.align.sft import SFT, naive_reinforce, truncated_importance_sampling

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from thrifty.align.reference import column_of_logps
 from thrifty.core.statistics import Interval, share_interval
 from thrifty.data.tasks import Problem, Task, parse_integer
+from thrifty.lm.backbone import evaluating
+from thrifty.lm.logps import sequence_logps, token_logps
 from thrifty.lm.sample import sample
+from thrifty.lm.sequences import Sequences
 
 
 @dataclass(frozen=True)
@@ -89,3 +96,33 @@ def evaluate(
     right = sum(task.score(problem, text) >= 1.0 for problem, text in zip(asked, texts, strict=True))
     invalid = sum(parse_integer(text) is None for text in texts)
     return Accuracy(right, invalid, len(texts))
+
+
+def likelihoods(
+    model: Any, data: Sequences, kinds: Mapping[str, Bool[Tensor, " N"]], device: torch.device, most: int = 32
+) -> dict[str, float]:
+    """Mean log-probability of a token of each kind of answer, over the first few of the kind; a part of a table's row.
+
+    Parameters
+    ----------
+    model
+        On the device.
+    data
+        Sequences with answers of several kinds.
+    kinds
+        What each kind is called, and which rows are of it.
+    device
+        Where the model is.
+    most
+        Rows of each kind.
+    """
+    found = {}
+    for name, rows in kinds.items():
+        part = data.select(rows.nonzero()[:most, 0])
+        if len(part):
+            with evaluating(model):
+                logps = column_of_logps(lambda batch: token_logps(model, batch), part, device)
+            found[f"log-probability of {name} answers"] = float(
+                sequence_logps(logps, part.response_mask, "mean").mean()
+            )
+    return found

@@ -3,51 +3,56 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import nn
 
-from thrifty.align.base import Training
+from thrifty.align.base import NothingToLearnError, Objective
+from thrifty.align.nll import Level, token_weights, weighted_nll
 from thrifty.align.topr import TOPR
-from thrifty.core.errors import InputError
 from thrifty.core.loop import Loss
 from thrifty.lm.logps import token_logps
 from thrifty.lm.sequences import Sequences
 
 
 @dataclass(frozen=True)
-class SFT:
-    r"""Supervised fine-tuning on answers worth more than a threshold: :math:`-\frac1N\sum_t \log\pi(y_t|y_{<t})`.
+class SFT(Objective):
+    r"""Supervised fine-tuning: :math:`-\sum_{it} w_{it} \log\pi(y_{it}) / \sum_{it} w_{it}`.
 
     Parameters
     ----------
     threshold
         Answers with a ``reward`` at or below it are left out; without a reward column all are kept.
+    level
+        ``token``: the mean over all tokens; ``sequence``: every answer counts the same.
     """
 
-    training: ClassVar[Training] = Training()
-    mean_over: ClassVar[Literal["answers", "tokens"]] = "tokens"
-
     threshold: float = 0.0
+    level: Level = "token"
 
     def prepare(self, data: Sequences) -> Sequences:
-        """Keeps the good answers.
+        """Keeps the good answers; a column ``weight`` (of each answer or token) is used, 1 where there is none.
 
         Raises
         ------
-        InputError
+        NothingToLearnError
             When there is none.
         """
-        if "reward" not in data.columns:
+        if "reward" in data.columns:
+            good = (data["reward"] > self.threshold).nonzero()[:, 0]
+            if not len(good):
+                raise NothingToLearnError(
+                    f"no answer has a reward above {self.threshold:g}: there is nothing to learn from"
+                )
+            data = data.select(good)
+        if "weight" in data.columns:
             return data
-        good = (data["reward"] > self.threshold).nonzero()[:, 0]
-        if not len(good):
-            raise InputError(f"no answer has a reward above {self.threshold:g}: there is nothing to learn from")
-        return data.select(good)
+        return data.with_columns(weight=data.response_mask.float())
 
-    def loss(self, model: nn.Module, batch: Sequences) -> Loss:
-        """Mean negative log-likelihood of the batch's response tokens."""
-        return Loss(-token_logps(model, batch).sum() / batch.response_mask.sum().clamp(min=1))
+    def loss(self, model: nn.Module, batch: Sequences, whole: Sequences) -> Loss:
+        """Weighted mean of the negative log-likelihood of the step's response tokens."""
+        total = token_weights(whole.response_mask, whole["weight"], self.level).sum()
+        logps = token_logps(model, batch)
+        return Loss(weighted_nll(logps, batch.response_mask, batch["weight"], level=self.level, denominator=total))
 
 
 def naive_reinforce() -> TOPR:

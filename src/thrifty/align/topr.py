@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from thrifty.align.base import Training
+from thrifty.align.base import Objective, Training
+from thrifty.align.job import Job
 from thrifty.align.ratios import Limits, Ratio, importance_log_ratio, ratio_weighted_loss, truncated_ratio
+from thrifty.align.reference import with_behaviour_logps
+from thrifty.align.rollouts import Sampling, signed
+from thrifty.align.training import iterate, train
 from thrifty.core.errors import InputError
 from thrifty.core.loop import Loss
 from thrifty.core.method import register
@@ -25,7 +29,7 @@ from thrifty.lm.sequences import Sequences
 
 @register("topr")
 @dataclass(frozen=True)
-class TOPR:
+class TOPR(Objective):
     r"""Trains on right and wrong answers of an older policy, for many steps, without collapse.
 
     .. math::
@@ -70,7 +74,6 @@ class TOPR:
     """
 
     training: ClassVar[Training] = Training(optimizer="adafactor", learning_rate=5e-7, epochs=1.0, clip_norm=1.0)
-    mean_over: ClassVar[Literal["answers", "tokens"]] = "answers"
 
     baseline: float = 0.0
     positive_fraction: float | None = None
@@ -88,6 +91,10 @@ class TOPR:
                 raise InputError(f"{name} must be 0 <= low <= high, not {low:g} and {high:g}")
         if self.positive_fraction is not None and not 0 < self.positive_fraction < 1:
             raise InputError(f"positive_fraction must be within (0, 1), not {self.positive_fraction:g}")
+
+    def needs(self) -> frozenset[str]:
+        """Who answered, to be compared with."""
+        return frozenset({"behaviour_logps"})
 
     def prepare(self, data: Sequences) -> Sequences:
         """Curates logged answers and turns their ``reward`` into the ``worth`` that :meth:`loss` uses.
@@ -119,8 +126,30 @@ class TOPR:
             )
         return data.with_columns(worth=worth)
 
-    def loss(self, model: nn.Module, batch: Sequences) -> Loss:
-        """The loss of a batch of prepared answers, with what tells how it goes.
+    def work(self, job: Job) -> dict[str, Any]:
+        """Trains on the user's log, or with ``iterations`` on answers that the policy samples in rounds."""
+        if not job.inputs.iterations:
+            data = with_behaviour_logps(job.model, job.logged(), job.run.device, self.temperature)
+            training = job.training(self.training)
+            return job.compared(lambda: train(job.model, self, data, job.run.stage("train"), training))
+        records, reward = job.prompts()
+        sampling = job.sampling(Sampling(samples=4, prompts_per_rollout=len(records), temperature=self.temperature))
+        return job.compared(
+            lambda: iterate(
+                job.model,
+                job.tokenizer,
+                self,
+                records,
+                signed(reward),
+                job.run,
+                iterations=job.inputs.iterations,
+                sampling=sampling,
+                training=job.training(self.training),
+            )
+        )
+
+    def loss(self, model: nn.Module, batch: Sequences, whole: Sequences) -> Loss:
+        """The loss of a part of a step's prepared answers, with what tells how it goes.
 
         Returns
         -------
@@ -129,7 +158,7 @@ class TOPR:
             ``negative_weight`` (the mean truncated ratio of the bad answers: 1 at first, fading as they are left).
         """
         logps = token_logps(model, batch, temperature=self.temperature)
-        return topr_loss(
+        found = topr_loss(
             logps,
             batch.response_mask,
             batch.columns.get("behaviour_logps", logps.detach()),
@@ -139,6 +168,8 @@ class TOPR:
             ratio=self.ratio,
             length_normalise=self.length_normalise,
         )
+        # The mean is over the answers of the whole step.
+        return Loss(found.value * (len(batch) / len(whole)), found.metrics)
 
 
 def topr_loss(

@@ -1,56 +1,130 @@
-"""Training on logged sequences, once or in rounds of sampling, scoring and training."""
+"""Training on logged sequences, on sequences that the policy samples itself, or in rounds of both."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from thrifty.align.base import Objective, Training
+from thrifty.align.base import ActorCritic, NothingToLearnError, Objective, Training
+from thrifty.align.priority import Weighted
+from thrifty.align.reference import Reference, column_of_logps, values_after, with_behaviour_logps
+from thrifty.align.rollouts import Asker, History, Reward, Rollouts, Sampling, as_records, as_tree
 from thrifty.core import processes
 from thrifty.core.checkpoint import load_tree, save_tree
-from thrifty.core.errors import InputError, RunError
-from thrifty.core.loop import Loss, Shuffled, fit
+from thrifty.core.errors import InputError
+from thrifty.core.loop import Loss, Shuffled, Stateful, fit
 from thrifty.core.run import Run
-from thrifty.core.schedules import warmup_constant
-from thrifty.lm.logps import token_logps
-from thrifty.lm.sample import sample
+from thrifty.lm.sampler import Sampler
 from thrifty.lm.sequences import Sequences
 
 _log = logging.getLogger("thrifty")
-Reward = Callable[[list[str], list[str]], Sequence[float]]
-"""``reward(prompts, completions)``: one score a completion."""
+
+
+class Source(Protocol):
+    """Where a step's sequences come from."""
+
+    metrics: dict[str, float]
+
+    def rows(self) -> int:
+        """Rows in a batch."""
+        ...
+
+    def batch(self, step: int) -> Sequences:
+        """The prepared sequences of a step, on the CPU; the same each time it is asked for."""
+        ...
+
+
+class Logged:
+    """Batches of prepared logged sequences, in an order that depends on the seed only.
+
+    Parameters
+    ----------
+    data
+        Prepared sequences; a column ``sampling_weight`` makes it draws with replacement instead of shuffled passes.
+    batch_size
+        Rows in a batch.
+    seed
+        Of the order.
+    rows
+        Neighbouring rows that stay together.
+    """
+
+    def __init__(self, data: Sequences, batch_size: int, seed: int, rows: int = 1) -> None:
+        if len(data) % rows:
+            raise InputError(f"{len(data)} sequences can't be taken {rows} at a time: examples are not complete")
+        self.data, self.rows_each = data, rows
+        size, weights = max(1, batch_size // rows), data.columns.get("sampling_weight")
+        self.order: Shuffled | Weighted
+        if weights is None:
+            self.order = Shuffled(len(data) // rows, size, seed, last="fill")
+        else:
+            self.order = Weighted(weights[::rows], size, seed)
+        self.metrics: dict[str, float] = {}
+
+    def rows(self) -> int:
+        """See :class:`Source`."""
+        return self.order.batch_size * self.rows_each
+
+    def batch(self, step: int) -> Sequences:
+        """See :class:`Source`."""
+        first = self.order(step)[:, None] * self.rows_each
+        return self.data.select((first + torch.arange(self.rows_each)).flatten())
 
 
 def train(
-    model: PreTrainedModel,
+    model: Any,
     objective: Objective,
-    data: Sequences,
+    data: Sequences | Sequence[Any],
     run: Run,
     training: Training | None = None,
     *,
+    tokenizer: Any = None,
+    reward: Reward | None = None,
+    sampling: Sampling | None = None,
+    samples: int | None = None,
+    reference: Any = None,
+    sampler: Sampler | None = None,
+    history: History | None = None,
     save_every: int | None = 50,
-) -> PreTrainedModel:
-    """Trains a language model in place on logged sequences; resumable.
+) -> Any:
+    """Trains a language model in place, on logged sequences or on answers that it samples itself; resumable.
 
     Parameters
     ----------
     model
         Any causal language model of Hugging Face's kind, adapters included.
     objective
-        A method of the room, such as ``TOPR()``.
+        A method of the room, such as ``TOPR()`` or ``GRPO()``.
     data
-        Sequences with the columns that the method needs.
+        Logged: sequences with the columns that the method needs. Online: prompts (texts, messages, or records with
+        ``prompt`` and what the reward wants to know), for which ``reward`` and ``tokenizer`` must be given.
     run
         Where metrics and checkpoints go.
     training
-        How long and how fast; the method's own when ``None``.
+        How long and how fast; the method's own when ``None``. Online, an epoch is a pass over the prompts, and
+        ``batch_size`` is not used: ``sampling`` says how many answers a step has.
+    tokenizer
+        Of the model; for online training.
+    reward
+        Scores completions: ``reward(prompts, completions)``, TRL's signature, or a :class:`~rollouts.Worth`.
+    sampling
+        How answers are sampled, and how often a rollout is learnt from.
+    samples
+        Answers to each prompt, in place of ``sampling``'s.
+    reference
+        A model to be compared with where the method has a reference; by default the model as it is now (with
+        adapters: with the adapters off).
+    sampler
+        What samples, such as :class:`thrifty.lm.sampler.VLLMSampler`; this model when ``None``.
+    history
+        Takes each prompt's accuracy in each epoch.
     save_every
         Steps between checkpoints; ``None`` for none.
 
@@ -63,71 +137,162 @@ def train(
     ------
     InputError
         When the data are empty or lack what the method needs.
+    RunError
+        When the reward function fails.
     """
     training = training or objective.training
-    if not len(data):
-        raise InputError("there is no sequence to train on: the data set is empty")
-    prepared = objective.prepare(data)
-    batch = min(training.batch_size, len(prepared))
-    parts = _parts(batch, training.micro_batch_size)
-    order = Shuffled(len(prepared), batch, run.seed, last="fill")
-    tokens = prepared.response_mask.sum(1)
-    counts = tokens if objective.mean_over == "tokens" else torch.ones_like(tokens)
-
-    def part_of(index: int) -> tuple[Tensor, float]:
-        """Rows of a part of a step, and what its mean weighs in the step's."""
-        step = order(index // parts)
-        rows = step.tensor_split(parts)[index % parts]
-        return rows, float(counts[rows].sum() / counts[step].sum().clamp(min=1))
-
-    def loss(net: nn.Module, part: tuple[Tensor, float]) -> Loss:
-        rows, weight = part
-        found = objective.loss(net, prepared.select(rows).trim().to(run.device))
-        return Loss(found.value * weight, found.metrics)
-
-    fit(
-        loss,
-        model,
-        part_of,
-        training.build_optimizer(model),
-        run,
-        training.steps(len(prepared)),
-        clip_norm=training.clip_norm,
-        accumulate=parts,
-        combine="sum",
-        schedule=warmup_constant(training.warmup_steps) if training.warmup_steps else None,
-        save_every=save_every,
-    )
+    model.to(run.device)
+    critic = objective.critic(model)
+    values = None if critic is None else partial(values_after, critic.to(run.device))
+    source: Source
+    state: dict[str, Stateful] = {}
+    if isinstance(data, Sequences):
+        source, steps = _logged(model, objective, data, run, training, reference, values)
+    else:
+        if reward is None:
+            raise InputError("prompts need a reward that scores what the model answers: give reward=...")
+        chosen = sampling or Sampling()
+        chosen = chosen if samples is None else replace(chosen, samples=samples)
+        asker = Asker(model, tokenizer, reward, chosen, sampler)
+        wanted = Reference(model, reference) if "reference_logps" in objective.needs() else None
+        asking = Rollouts(
+            asker,
+            as_records(data),
+            objective,
+            run.seed,
+            run.device,
+            reference=wanted,
+            critic=values,
+            history=history,
+        )
+        rollouts = max(1, round(training.epochs * len(asking.records) / asking.order.batch_size))
+        steps = rollouts * chosen.updates_per_rollout
+        source, state = asking, {"rollouts": asking}
+    learn(model, objective, source, run, training, steps, critic=critic, state=state, save_every=save_every)
     return model
 
 
-def _parts(batch: int, most: int) -> int:
+def _logged(
+    model: Any, objective: Objective, data: Sequences, run: Run, training: Training, reference: Any, values: Any
+) -> tuple[Logged, int]:
+    if not len(data):
+        raise InputError("there is no sequence to train on: the data set is empty")
+    needs = objective.needs()
+    if "behaviour_logps" in needs:
+        data = with_behaviour_logps(model, data, run.device, getattr(objective, "temperature", 1.0))
+    if "reference_logps" in needs and "reference_logps" not in data.columns:
+        logps = column_of_logps(Reference(model, reference).logps, data, run.device)
+        data = data.with_columns(reference_logps=logps)
+    if values is not None and "values" in needs and "values" not in data.columns:
+        data = data.with_columns(values=column_of_logps(values, data, run.device))
+    prepared = objective.prepare(data)
+    rows = objective.rows_per_example
+    source = Logged(prepared, min(training.batch_size, len(prepared)), run.seed, rows)
+    return source, training.steps(len(prepared))
+
+
+def learn(
+    model: nn.Module,
+    objective: Objective,
+    source: Source,
+    run: Run,
+    training: Training,
+    steps: int,
+    *,
+    critic: nn.Module | None = None,
+    state: dict[str, Stateful] | None = None,
+    save_every: int | None = 50,
+) -> None:
+    """The loop under :func:`train`: steps on batches of a source.
+
+    Parameters
+    ----------
+    model, objective, run, training, save_every
+        As for :func:`train`.
+    source
+        Where batches come from.
+    steps
+        Optimizer steps.
+    critic
+        What the objective's ``critic`` gave: trained beside the policy, with a gradient that is clipped by itself.
+    state
+        What else the next step depends on.
+    """
+    rows = objective.rows_per_example
+    parts = _parts(source.rows(), training.micro_batch_size, rows)
+
+    def part_of(index: int) -> tuple[Sequences, Sequences, float]:
+        whole = source.batch(index // parts)
+        mine = _teaching(objective.teaches(whole), parts, rows).tensor_split(parts)[index % parts]
+        # A part without an example has a forward pass all the same, because processes wait for each other's.
+        counts = float(len(mine) > 0)
+        mine = mine if len(mine) else torch.zeros(1, dtype=torch.long)
+        return whole.select((mine[:, None] * rows + torch.arange(rows)).flatten()).trim(), whole, counts
+
+    def loss(net: nn.Module, given: tuple[Sequences, Sequences, float]) -> Loss:
+        part, whole, counts = given
+        part = part.to(run.device)
+        if isinstance(net, ActorCritic):
+            found, valued = objective.loss(net.policy, part, whole), objective.value_loss(net.critic, part, whole)
+            found = Loss(found.value + valued.value, {**found.metrics, **valued.metrics})
+        else:
+            found = objective.loss(net, part, whole)
+        return Loss(found.value * counts, {**found.metrics, **source.metrics})
+
+    rate = objective.value_learning_rate
+    fit(
+        loss,
+        model if critic is None else ActorCritic(model, critic),
+        part_of,
+        partial(training.build_optimizer, rates={} if critic is None or rate is None else {"critic": rate}),
+        run,
+        steps,
+        clip_norm=training.clip_norm,
+        clip_each=() if critic is None else ("policy", "critic"),
+        accumulate=parts,
+        combine="sum",
+        schedule=training.factors(steps),
+        state=state,
+        save_every=save_every,
+    )
+
+
+def _parts(batch: int, most: int, rows: int) -> int:
     """Into how many parts of at most ``most`` rows a step's batch is cut, as many for each process."""
     world = processes.world()
-    parts = math.ceil(batch / (most * world)) * world
-    if parts > batch:
+    parts = math.ceil(batch / (max(most, rows) // rows * rows * world)) * world
+    if parts > batch // rows:
         raise InputError(f"a batch of {batch} can't be dealt out to {world} processes: give a larger --batch-size")
     return parts
 
 
+def _teaching(teaches: Tensor, parts: int, rows: int) -> Tensor:
+    """Examples with a row that teaches, filled up with others so that every part has one."""
+    whole = teaches.view(-1, rows).any(1)
+    chosen, others = whole.nonzero()[:, 0], (~whole).nonzero()[:, 0]
+    return torch.cat([chosen, others[: max(0, parts - len(chosen))]]).sort().values
+
+
 def iterate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Any,
+    tokenizer: Any,
     objective: Objective,
-    prompts: Sequence[str],
+    prompts: Sequence[Any],
     reward: Reward,
     run: Run,
     *,
     iterations: int,
-    samples: int,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
+    sampling: Sampling | None = None,
     training: Training | None = None,
-) -> PreTrainedModel:
+    reference: Any = None,
+    sampler: Sampler | None = None,
+) -> Any:
     """Rounds of sampling from the present policy, scoring, and training on what was sampled.
 
-    Every round's data set counts as logged by the policy at its start. A round's answers are kept in its stage, so
-    that a resumed run samples nothing twice.
+    Every round is a stage of the run, with an optimizer of its own, and its data set counts as logged by the policy
+    at its start. A round's answers are kept in its stage, so that a resumed run samples nothing twice. A round whose
+    answers leave nothing to learn from is skipped. The run's own metrics have a line for each round: the mean
+    ``reward``, the ``temperature`` and what the method measures.
 
     Parameters
     ----------
@@ -136,115 +301,51 @@ def iterate(
     objective
         A method of the room.
     prompts
-        What to answer.
+        What to answer, as for :func:`train`. Each round asks the next ``sampling.prompts_per_rollout`` of them, in an
+        order that the seed decides.
     reward
         Scores completions.
     run
         Every round is a stage of it.
     iterations
         Number of rounds.
-    samples
-        Answers to each prompt in a round.
-    max_new_tokens
-        Longest answer, in tokens.
-    temperature
-        Of the sampling.
+    sampling
+        How answers are sampled; ``updates_per_rollout`` and ``passes`` are not used, as ``training`` says how long to
+        train.
     training
         As for :func:`train`, for each round.
+    reference, sampler
+        As for :func:`train`.
 
     Raises
     ------
     RunError
-        When the reward function returns the wrong number of scores, or one that is not finite.
+        When the reward function fails, or returns the wrong number of scores, or one that is not finite.
     """
+    records = as_records(prompts)
+    sampling = sampling or Sampling()
+    order = Shuffled(len(records), min(sampling.prompts_per_rollout, len(records)), run.seed, last="fill")
+    asker = Asker(model, tokenizer, reward, sampling, sampler)
+    compared = Reference(model, reference) if "reference_logps" in objective.needs() else None
+    model.to(run.device)
     for iteration in range(iterations):
         stage = run.stage(f"iteration-{iteration + 1}")
         file = stage.directory / "answers.safetensors"
-        processes.on_main(
-            partial(_answer, model, tokenizer, prompts, reward, stage, file, samples, max_new_tokens, temperature)
-        )
-        data = _kept(file)
-        share = float((data["reward"] > 0).float().mean())
-        _log.info("round %d of %d: %.0f%% of %d answers are right", iteration + 1, iterations, 100 * share, len(data))
-        train(model, objective, data, stage, training)
+        if not any(processes.gather(file.exists())):
+            asked = [records[i] for i in order(iteration).tolist()]
+            answers = asker.ask(asked, stage.seed)
+            if compared is not None:
+                logps = column_of_logps(lambda part: compared.logps(part, sampling.temperature), answers, run.device)
+                answers = answers.with_columns(reference_logps=logps)
+            measured = {"reward": float(answers["reward"].mean()), "temperature": sampling.temperature}
+            run.log(iteration, **measured, **objective.measured(answers))
+            if run.main:
+                save_tree(file, as_tree(answers))
+            processes.gather(None)  # nobody reads before it is written
+        data = Sequences(**load_tree(file))
+        _log.info("round %d of %d: mean reward %.3f", iteration + 1, iterations, float(data["reward"].mean()))
+        try:
+            train(model, objective, data, stage, training)
+        except NothingToLearnError as error:
+            _log.warning("round %d of %d teaches nothing and is skipped: %s", iteration + 1, iterations, error)
     return model
-
-
-def _answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    reward: Reward,
-    stage: Run,
-    file: Path,
-    samples: int,
-    max_new_tokens: int,
-    temperature: float,
-) -> None:
-    """Samples answers and keeps them with their scores, unless an earlier life of the run did."""
-    if file.exists():
-        return
-    answers = sample(
-        model,
-        tokenizer,
-        list(prompts),
-        n=samples,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        generator=stage.generator("answers"),
-    )
-    rewards = _scored(reward, [prompts[i] for i in answers["group"].tolist()], answers.texts(tokenizer))
-    _keep(file, answers.with_columns(reward=torch.tensor(rewards)))
-
-
-def _scored(reward: Reward, prompts: list[str], completions: list[str]) -> list[float]:
-    scores = [float(score) for score in reward(prompts, completions)]
-    if len(scores) != len(completions):
-        raise RunError(f"the reward function returned {len(scores)} scores for {len(completions)} completions")
-    for prompt, score in zip(prompts, scores, strict=True):
-        if not math.isfinite(score):
-            raise RunError(f"the reward function returned {score} for a completion of the prompt {prompt[:80]!r}")
-    return scores
-
-
-def _keep(file: Path, data: Sequences) -> None:
-    save_tree(
-        file,
-        {
-            "input_ids": data.input_ids,
-            "attention_mask": data.attention_mask,
-            "response_mask": data.response_mask,
-            "columns": dict(data.columns),
-        },
-    )
-
-
-def _kept(file: Path) -> Sequences:
-    return Sequences(**load_tree(file))
-
-
-@torch.no_grad()
-def with_behaviour_logps(model: PreTrainedModel, data: Sequences, run: Run, batch_size: int = 16) -> Sequences:
-    """Adds ``behaviour_logps`` where the log has none, as if the model given had sampled the answers.
-
-    Parameters
-    ----------
-    model
-        The model before training.
-    data
-        Logged sequences; given back as they are when they have the column.
-    run
-        Says which device is used.
-    batch_size
-        Sequences in one forward pass.
-    """
-    if "behaviour_logps" in data.columns:
-        return data
-    _log.info("the log has no behaviour_logps: the model given is taken for the one that answered")
-    model.to(run.device)
-    logps = torch.zeros(data.input_ids.shape)
-    for start in range(0, len(data), batch_size):
-        indices = torch.arange(start, min(start + batch_size, len(data)))
-        part = token_logps(model, data.select(indices).to(run.device))
-        logps[indices] = part.float().cpu()
-    return data.with_columns(behaviour_logps=logps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from thrifty.align.addition import measure, prepare
-from thrifty.align.clip import PPOClip
+from thrifty.align.grpo import ppo_clip
 from thrifty.align.sft import SFT, naive_reinforce, truncated_importance_sampling
 from thrifty.align.topr import TOPR
 from thrifty.claims.harness import Claim, Condition
@@ -26,7 +26,7 @@ CLAIM = Claim(
         "topr": partial(measure, TOPR),
         "right answers only": partial(measure, SFT),
         "naive REINFORCE": partial(measure, naive_reinforce),
-        "PPO": partial(measure, PPOClip),
+        "PPO": partial(measure, ppo_clip),
         "truncated importance sampling": partial(measure, truncated_importance_sampling),
         "untrained": partial(measure, None),
     },

@@ -1,0 +1,375 @@
+"""The first two slots online: the policy answers prompts, and what it said is scored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from thrifty.align.base import Objective
+from thrifty.align.credit import equal_groups
+from thrifty.align.reference import Reference, column_of_logps
+from thrifty.core import processes
+from thrifty.core.errors import InputError
+from thrifty.core.loop import Shuffled
+from thrifty.core.seeding import derive_seed
+from thrifty.core.sharding import gathered
+from thrifty.lm.draw import Draw
+from thrifty.lm.sampler import ModelSampler, Sampler
+from thrifty.lm.sequences import Sequences
+from thrifty.reward.base import score
+
+_log = logging.getLogger("thrifty")
+
+Record = Mapping[str, Any]
+"""A prompt (``prompt``: text, messages or token ids) with whatever its reward wants to know, such as ``answer``."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are sampled, and how long each rollout is learnt from.
+
+    Parameters
+    ----------
+    samples
+        Answers to each prompt.
+    prompts_per_rollout
+        Prompts that are asked before the policy is updated.
+    max_new_tokens
+        Longest answer, in tokens.
+    temperature, top_k, top_p
+        The distribution that answers are drawn from; log-probabilities are compared at the same temperature.
+    updates_per_rollout
+        Optimizer steps on each rollout: 1 is on-policy.
+    passes
+        How often each rollout is gone through in these updates.
+    resample
+        How often prompts whose answers all got the same reward are replaced by others (dynamic sampling, DAPO);
+        0 keeps them.
+    """
+
+    samples: int = 8
+    prompts_per_rollout: int = 16
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    updates_per_rollout: int = 1
+    passes: int = 1
+    resample: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "prompts_per_rollout", "max_new_tokens", "updates_per_rollout", "passes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        Draw(self.temperature, self.top_k, self.top_p)
+
+    @property
+    def draw(self) -> Draw:
+        """The distribution of each token."""
+        return Draw(self.temperature, self.top_k, self.top_p)
+
+
+class Answered(NamedTuple):
+    """Answers of a rollout, as they are scored: one prompt, record and text for each row."""
+
+    sequences: Sequences
+    prompts: list[Any]
+    texts: list[str]
+    records: list[Record]
+
+
+class Worth(Protocol):
+    """A reward that says more than one number an answer, such as one for each step."""
+
+    def columns(self, answered: Answered) -> Mapping[str, Tensor]:
+        """Columns ``[N]`` or ``[N, T]`` to add to the answers; ``reward`` is one of them."""
+        ...
+
+
+Reward = Callable[..., Sequence[float | None]] | Worth
+"""``reward(prompts, completions)`` or TRL's signature: one score a completion; or a :class:`Worth`."""
+
+
+def signed(reward: Reward) -> Callable[..., list[float]]:
+    """The reward with right answers (scores of at least 1) worth 1 and all others -1."""
+
+    def plus_or_minus(prompts: Any, completions: Any, completion_ids: Any = None, **columns: Any) -> list[float]:
+        assert callable(reward)
+        scores = score(reward, prompts, completions, completion_ids=completion_ids, columns=columns)
+        return [1.0 if value >= 1 else -1.0 for value in scores.tolist()]
+
+    return plus_or_minus
+
+
+def as_records(prompts: Sequence[Any]) -> list[Record]:
+    """Prompts as records: texts, messages, token ids, or records already.
+
+    Raises
+    ------
+    InputError
+        When there is none, or a record has no ``prompt``.
+    """
+    records = [prompt if isinstance(prompt, Mapping) else {"prompt": prompt} for prompt in prompts]
+    if not records:
+        raise InputError("there are no prompts: the data set is empty")
+    for number, record in enumerate(records, start=1):
+        if "prompt" not in record:
+            raise InputError(
+                f"record {number} has no column 'prompt' (it has: {', '.join(sorted(record)) or 'nothing'})"
+            )
+    return records
+
+
+class Asker:
+    """Lets the policy answer prompts and scores what it says; the work is dealt out to all processes.
+
+    Parameters
+    ----------
+    model
+        The policy.
+    tokenizer
+        Its tokenizer.
+    reward
+        Scores completions.
+    sampling
+        How to sample.
+    sampler
+        What samples; this process's model when ``None``.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, reward: Reward, sampling: Sampling, sampler: Sampler | None = None
+    ) -> None:
+        self.model, self.tokenizer, self.reward, self.sampling = model, tokenizer, reward, sampling
+        self.sampler = sampler or ModelSampler(model, tokenizer)
+
+    def ask(self, records: Sequence[Record], seed: int) -> Sequences:
+        """``samples`` answers to each prompt, in order, on the CPU.
+
+        Parameters
+        ----------
+        records
+            The prompts.
+        seed
+            Of the sampling. The answers are the same however many processes share the work.
+
+        Returns
+        -------
+        Sequences
+            With ``behaviour_logps``, ``group`` (number of the prompt), ``finished``, ``reward`` and what else the
+            reward says.
+
+        Raises
+        ------
+        RunError
+            When the reward function fails, or returns the wrong number of scores or one that is not finite.
+        """
+        rank, world = processes.rank(), processes.world()
+        mine = range(rank, len(records), world)
+        parts: list[Sequences] = []
+        with gathered(self.model):
+            self.sampler.refresh(self.model)
+            if mine:
+                answers = self.sampler.sample(
+                    [records[number]["prompt"] for number in mine],
+                    self.sampling.samples,
+                    max_new_tokens=self.sampling.max_new_tokens,
+                    draw=self.sampling.draw,
+                    seed=seed,
+                    numbering=(len(records), list(mine)),
+                ).to("cpu")
+                answers = answers.with_columns(group=torch.tensor(list(mine))[answers["group"]])
+                parts = [answers.with_columns(**self._worth(answers, records))]
+        found = Sequences.cat([part for of_one in processes.gather(parts) for part in of_one], pad_id=self._pad())
+        return found.select(found["group"].argsort(stable=True))
+
+    def _worth(self, answers: Sequences, records: Sequence[Record]) -> Mapping[str, Tensor]:
+        asked = [records[number] for number in answers["group"].tolist()]
+        prompts = [record["prompt"] for record in asked]
+        texts = answers.texts(self.tokenizer) if self.tokenizer is not None else [""] * len(answers)
+        if hasattr(self.reward, "columns"):
+            return self.reward.columns(Answered(answers, prompts, texts, asked))
+        names = [name for name in asked[0] if name != "prompt" and all(name in record for record in asked)]
+        ids = [row[spoken].tolist() for row, spoken in zip(answers.input_ids, answers.response_mask, strict=True)]
+        columns = {name: [record[name] for record in asked] for name in names}
+        return {"reward": score(self.reward, prompts, texts, completion_ids=ids, columns=columns)}
+
+    def _pad(self) -> int:
+        return int(getattr(self.tokenizer, "pad_token_id", None) or 0)
+
+
+class History(Protocol):
+    """What keeps each prompt's accuracy over a run: :class:`thrifty.select.history.AccuracyHistory`."""
+
+    def update(self, prompt_ids: Sequence[str], success: Tensor, epoch: int) -> None: ...
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+class Rollouts:
+    """Batches from the policy itself: every so many steps it answers the next prompts, and these answers are learnt.
+
+    Part of a run's state: a run that goes on in the middle of a rollout has its answers.
+
+    Parameters
+    ----------
+    asker
+        Samples and scores.
+    records
+        The prompts, gone through in an order that the seed decides.
+    objective
+        Turns answers into what its loss uses, once a rollout.
+    seed
+        Of order and sampling.
+    device
+        Where the policy is.
+    reference
+        Gives ``reference_logps`` where the objective needs them.
+    critic
+        ``critic(batch)`` gives ``values`` where the objective needs them.
+    history
+        Takes each prompt's share of right answers, one epoch being a pass over the prompts.
+    """
+
+    def __init__(
+        self,
+        asker: Asker,
+        records: Sequence[Record],
+        objective: Objective,
+        seed: int,
+        device: torch.device,
+        *,
+        reference: Reference | None = None,
+        critic: Callable[[Sequences], Tensor] | None = None,
+        history: History | None = None,
+    ) -> None:
+        self.asker, self.records, self.objective, self.seed, self.device = asker, records, objective, seed, device
+        self.reference, self.critic, self.history = reference, critic, history
+        self.order = Shuffled(len(records), min(asker.sampling.prompts_per_rollout, len(records)), seed, last="fill")
+        self.number, self.spent = -1, 0
+        self.current: Sequences | None = None
+        self.metrics: dict[str, float] = {}
+
+    def rows(self) -> int:
+        """Answers in a rollout."""
+        return self.order.batch_size * self.asker.sampling.samples
+
+    def batch(self, step: int) -> Sequences:
+        """The prepared answers that step ``step`` learns from."""
+        updates = self.asker.sampling.updates_per_rollout
+        number, update = divmod(step, updates)
+        if number != self.number or self.current is None:
+            self.current, self.number = self._prepared(self._answers(number)), number
+        if updates == 1 and self.asker.sampling.passes == 1:
+            return self.current
+        return self.current.select(self._dealt(self.current, number, update))
+
+    def _dealt(self, answers: Sequences, number: int, update: int) -> Tensor:
+        """The rows of one of a rollout's updates; whole groups where there are enough of them."""
+        sampling = self.asker.sampling
+        group = answers.columns.get("group")
+        units = torch.arange(len(answers)) if group is None else group.unique(return_inverse=True)[1]
+        if int(units.max()) + 1 < sampling.updates_per_rollout:
+            units = torch.arange(len(answers))
+        count = int(units.max()) + 1
+        size = max(1, round(count * sampling.passes / sampling.updates_per_rollout))
+        chosen = Shuffled(count, size, derive_seed(self.seed, "deal", number), last="fill")(update)
+        return torch.isin(units, chosen).nonzero()[:, 0]
+
+    def _answers(self, number: int) -> Sequences:
+        """A rollout's answers; with dynamic sampling, of prompts whose answers differ in their rewards."""
+        sampling = self.asker.sampling
+        asked = [self.records[i] for i in self.order(self.spent).tolist()]
+        answers = self._ask(asked, number, 0)
+        for attempt in range(1, sampling.resample + 1):
+            differ = _differing(answers)
+            if bool(differ.all()):
+                break
+            others = [self.records[i] for i in self.order(self.spent).tolist()]
+            fresh = self._ask(others, number, attempt)
+            fresh = fresh.with_columns(group=fresh["group"] + int(answers["group"].max()) + 1)
+            kept = Sequences.cat([answers.select(differ), fresh.select(_differing(fresh))])
+            if not len(kept):
+                continue
+            groups = kept["group"].unique_consecutive()[: self.order.batch_size]
+            answers = kept.select(torch.isin(kept["group"], groups))
+        return answers
+
+    def _ask(self, records: Sequence[Record], number: int, attempt: int) -> Sequences:
+        answers = self.asker.ask(records, derive_seed(self.seed, "rollout", number, attempt))
+        epoch = self.spent * self.order.batch_size // len(self.records)
+        self.spent += 1
+        if self.history is not None:
+            ids = [str(records[i].get("id", records[i]["prompt"])) for i in answers["group"].tolist()]
+            self.history.update(ids, (answers["reward"] >= 1).float(), epoch)
+        return answers
+
+    def _prepared(self, answers: Sequences) -> Sequences:
+        needs = self.objective.needs()
+        if "reference_logps" in needs and self.reference is not None:
+            reference, temperature = self.reference, self.asker.sampling.temperature
+            logps = column_of_logps(lambda part: reference.logps(part, temperature), answers, self.device)
+            answers = answers.with_columns(reference_logps=logps)
+        if "values" in needs and self.critic is not None:
+            answers = answers.with_columns(values=column_of_logps(self.critic, answers, self.device))
+        self.metrics = _metrics(answers)
+        sampling, prepared = self.asker.sampling, self.objective.prepare(answers)
+        if sampling.updates_per_rollout == 1 and isinstance(self.asker.sampler, ModelSampler):
+            # On-policy, the policy is its own behaviour: ratios are 1, not off by the rounding of two ways to compute.
+            prepared = prepared.without_columns("behaviour_logps")
+        return prepared
+
+    def state_dict(self) -> dict[str, Any]:
+        """The current rollout, prepared, and what was spent."""
+        return {
+            "number": self.number,
+            "spent": self.spent,
+            "metrics": dict(self.metrics),
+            "current": None if self.current is None else as_tree(self.current),
+            "history": None if self.history is None else self.history.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up a state that :meth:`state_dict` gave."""
+        self.number, self.spent, self.metrics = state["number"], state["spent"], dict(state["metrics"])
+        self.current = None if state["current"] is None else Sequences(**state["current"])
+        if self.history is not None:
+            self.history.load_state_dict(state["history"])
+
+
+def as_tree(data: Sequences) -> dict[str, Any]:
+    """Sequences as a tree that a checkpoint can hold; ``Sequences(**tree)`` is the way back."""
+    return {
+        "input_ids": data.input_ids,
+        "attention_mask": data.attention_mask,
+        "response_mask": data.response_mask,
+        "columns": dict(data.columns),
+    }
+
+
+def _differing(answers: Sequences) -> Tensor:
+    _, place = answers["group"].unique(return_inverse=True)
+    reward, groups = answers["reward"], int(place.max()) + 1
+    low = reward.new_full((groups,), float("inf")).scatter_reduce(0, place, reward, "amin")
+    high = reward.new_full((groups,), float("-inf")).scatter_reduce(0, place, reward, "amax")
+    return (low < high)[place]
+
+
+def _metrics(answers: Sequences) -> dict[str, float]:
+    reward = answers["reward"].float()
+    alike = float(equal_groups(reward, answers["group"]))
+    if alike == 1.0:
+        _log.warning("all answers to each prompt have the same reward: this rollout gives the policy no direction")
+    return {
+        "reward": float(reward.mean()),
+        "equal_groups": alike,
+        "answer_tokens": float(answers.response_lengths.float().mean()),
+        "cut_off": float((~answers["finished"].bool()).float().mean()),
+    }
