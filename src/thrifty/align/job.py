@@ -132,8 +132,12 @@ class Job:
 
     def load(self, name: str | None = None) -> tuple[Any, Any]:
         """A model and its tokenizer, with the weights chosen that the user wants trained; by default the user's."""
+        model, tokenizer = load_lm(name or self.inputs.model, dtype=self.run.dtype, device=self.run.device)
+        return self.prepared(model), tokenizer
+
+    def prepared(self, model: Any) -> Any:
+        """A loaded model with the weights chosen that the user wants trained."""
         inputs = self.inputs
-        model, tokenizer = load_lm(name or inputs.model, dtype=self.run.dtype, device=self.run.device)
         if inputs.lora_rank is not None and inputs.trainable_layers is not None:
             raise InputError("lora_rank and trainable_layers exclude each other: give one")
         if inputs.lora_rank is not None:
@@ -143,7 +147,7 @@ class Job:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if inputs.lora_rank is not None:
                 model.enable_input_require_grads()
-        return model, tokenizer
+        return model
 
     def training(self, own: Training) -> Training:
         """How long and how fast: the method's own, with what the user gave."""
