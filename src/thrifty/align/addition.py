@@ -95,10 +95,8 @@ def judge(pairs: Sequence[tuple[int, int]], answers: Sequences) -> tuple[Tensor,
 def prepare(seed: int, quick: bool, directory: Path) -> Addition:
     """The decoder, its log, and prompts for validation and test."""
     draw = torch.Generator().manual_seed(derive_seed(seed, "prompts"))
-    everything = [(a, b) for a in range(LARGEST + 1) for b in range(LARGEST + 1)]
-    shuffled = [everything[i] for i in torch.randperm(len(everything), generator=draw).tolist()]
-    validation, test, known = shuffled[:60], shuffled[60:160], shuffled[160:]
-    base = _decoder()
+    validation, test, known = split(draw)
+    base = decoder()
     with Run(directory / "base", seed=seed, device="cpu", dtype="float32", overwrite=True) as run:
         budget = Training(learning_rate=1e-3, batch_size=64, micro_batch_size=64, epochs=16 if quick else 32)
         train(base, SFT(), _examples(known, draw), run, budget, save_every=None)
@@ -115,7 +113,15 @@ def prepare(seed: int, quick: bool, directory: Path) -> Addition:
     )
 
 
-def _decoder() -> PreTrainedModel:
+def split(draw: torch.Generator) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[tuple[int, int]]]:
+    """All sums, dealt out at random: 60 for validation, 100 for the test, and the rest, of which examples are known."""
+    everything = [(a, b) for a in range(LARGEST + 1) for b in range(LARGEST + 1)]
+    shuffled = [everything[i] for i in torch.randperm(len(everything), generator=draw).tolist()]
+    return shuffled[:60], shuffled[60:160], shuffled[160:]
+
+
+def decoder() -> PreTrainedModel:
+    """A fresh decoder of two layers that knows nothing."""
     config = LlamaConfig(
         vocab_size=JUNK + 1,
         hidden_size=64,

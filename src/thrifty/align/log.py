@@ -39,6 +39,7 @@ def read_log(
     reward: str = "reward",
     max_length: int = 1024,
     limit: int | None = None,
+    optional: Sequence[str] = (),
 ) -> Sequences:
     """Logged answers with their scores as sequences.
 
@@ -54,6 +55,8 @@ def read_log(
         In tokens.
     limit
         Only the first so many.
+    optional
+        Further columns of numbers or booleans to keep, where the records have them.
 
     Raises
     ------
@@ -72,7 +75,8 @@ def read_log(
                 f"{source}: {reward} of record {number} is {score!r}: give a finite number, or leave the record out"
             )
         scored.append({**row, "reward": float(score), "group": group[number - 1]})
-    return from_records(scored, tokenizer, max_length=max_length, columns=("reward", "group"))
+    further = [name for name in optional if any(name in row for row in rows[:1])]
+    return from_records(scored, tokenizer, max_length=max_length, columns=("reward", "group", *further))
 
 
 def _groups(rows: list[dict[str, Any]]) -> list[int]:

@@ -11,7 +11,10 @@ from thrifty.core.run import Run
 
 
 class Method(Protocol):
-    """What the command asks of a method: the data it takes when none are given, and its work on a job."""
+    """What the command asks of a method: the data it takes when none are given, and its work on a job.
+
+    One that needs another kind of job (another kind of model, say) has a method ``job(inputs, run)`` that makes it.
+    """
 
     embedded: ClassVar[str]
 
@@ -25,7 +28,8 @@ def run(method: Method, inputs: Inputs, run: Run) -> dict[str, Any]:
 
     The trained model is saved to ``model`` in the run's directory and loads with ``from_pretrained``.
     """
-    job = Job(inputs, run, method.embedded)
+    own = getattr(method, "job", None)
+    job = own(inputs, run) if own is not None else Job(inputs, run, method.embedded)
     summary = method.work(job)
     return {**summary, "model": job.save()}
 

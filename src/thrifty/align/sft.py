@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from thrifty.align.base import NothingToLearnError, Objective
 from thrifty.align.nll import Level, token_weights, weighted_nll
@@ -24,10 +25,13 @@ class SFT(Objective):
         Answers with a ``reward`` at or below it are left out; without a reward column all are kept.
     level
         ``token``: the mean over all tokens; ``sequence``: every answer counts the same.
+    reduction
+        ``mean`` over a step's weights, as above, or their ``sum``, without the division.
     """
 
     threshold: float = 0.0
     level: Level = "token"
+    reduction: Literal["mean", "sum"] = "mean"
 
     def prepare(self, data: Sequences) -> Sequences:
         """Keeps the good answers; a column ``weight`` (of each answer or token) is used, 1 where there is none.
@@ -49,8 +53,10 @@ class SFT(Objective):
         return data.with_columns(weight=data.response_mask.float())
 
     def loss(self, model: nn.Module, batch: Sequences, whole: Sequences) -> Loss:
-        """Weighted mean of the negative log-likelihood of the step's response tokens."""
-        total = token_weights(whole.response_mask, whole["weight"], self.level).sum()
+        """Weighted mean (or sum) of the negative log-likelihood of the step's response tokens."""
+        total: float | Tensor = 1.0
+        if self.reduction == "mean":
+            total = token_weights(whole.response_mask, whole["weight"], self.level).sum()
         logps = token_logps(model, batch)
         return Loss(weighted_nll(logps, batch.response_mask, batch["weight"], level=self.level, denominator=total))
 

@@ -125,7 +125,7 @@ class Arithmetic:
         for key in self._stream(generator):
             if len(chosen) == n:
                 break
-            if _in_split(_label(key), split):
+            if in_split(_label(key), split):
                 chosen[key] = None
         if len(chosen) < n:
             raise InputError(
@@ -227,7 +227,7 @@ class ReasoningGym:
                 break
             entry = generator[index]
             question = str(entry["question"]).strip()
-            if question not in chosen and _in_split(question, split):
+            if question not in chosen and in_split(question, split):
                 chosen[question] = Problem(question, str(entry["answer"] or ""), f"{self.family}:{seed}:{index}")
         if len(chosen) < n:
             raise InputError(
@@ -304,7 +304,8 @@ def _check_request(n: int, split: str) -> None:
         raise InputError(f"split is {split!r}, expected train or test")
 
 
-def _in_split(text: str, split: str) -> bool:
+def in_split(text: str, split: str) -> bool:
+    """Whether a problem belongs to a split, by a hash of what names it: one in five is for testing."""
     held_out = hashlib.sha256(text.encode()).digest()[0] % _TEST_SHARE == 0
     return held_out == (split == "test")
 

@@ -1,4 +1,4 @@
-"""Bring a causal language model and its tokenizer into memory, from a folder or by name."""
+"""Bring a language model and its tokenizer, or an image-text model and its processor, into memory."""
 
 from __future__ import annotations
 
@@ -39,22 +39,101 @@ def load_lm(
     InputError
         If what is there is not a causal language model.
     """
-    import safetensors
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
 
     folder = _folder(name)
     _check(name, folder)
+    return _read(name, folder, AutoModelForCausalLM, AutoTokenizer, "a causal language model", dtype, device)
+
+
+def load_vlm(
+    name: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> tuple[Any, Any]:
+    """Load an image-text model (one that answers questions about pictures) and its processor.
+
+    Any model that ``AutoModelForImageTextToText`` reads, under the same conditions as for :func:`load_lm`.
+
+    Parameters
+    ----------
+    name
+        A folder in Hugging Face layout, or a hub id.
+    dtype
+        Of the weights; None keeps the stored one.
+    device
+        Where to put the model.
+
+    Returns
+    -------
+    tuple
+        Model (in evaluation mode) and processor.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such model.
+    InputError
+        If what is there is no image-text model, or its processor needs a library that is not installed.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    import thrifty.nets.vision_tower  # noqa: F401 (makes its kind of tower known)
+
+    folder = _folder(name)
+    if not is_vlm(name):
+        raise InputError(f"{name} is no image-text model: AutoModelForImageTextToText does not know its kind")
+    _check_weights(name, folder)
+    model, processor = _read(
+        name, folder, AutoModelForImageTextToText, AutoProcessor, "an image-text model", dtype, device
+    )
+    if not hasattr(processor, "tokenizer"):
+        raise InputError(f"{name} has no processor for pictures and text: save it beside the model (save_pretrained)")
+    return model, processor
+
+
+def is_vlm(name: str | Path) -> bool:
+    """Whether a model is one that answers questions about pictures; what is no model is none.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such model.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT
+
+    try:
+        config = json.loads((_folder(name) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    kind, architectures = config.get("model_type", ""), config.get("architectures") or []
+    if kind not in IMAGE_TEXT:
+        return False
+    known = IMAGE_TEXT[kind]
+    return any(one in known for one in architectures) if architectures else kind not in CAUSAL
+
+
+def _read(
+    name: str | Path,
+    folder: Path,
+    models: Any,
+    tokenizers: Any,
+    what: str,
+    dtype: torch.dtype | None,
+    device: str | torch.device,
+) -> tuple[Any, Any]:
+    import safetensors
+    from transformers.utils import logging as transformers_logging
+
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # loading takes a moment; its bar would stand in the output
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = models.from_pretrained(
             folder, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False, local_files_only=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, OSError, KeyError, safetensors.SafetensorError) as error:
+        tokenizer = tokenizers.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, OSError, KeyError, ImportError, safetensors.SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{name} can't be loaded as a causal language model: {first}") from error
+        raise InputError(f"{name} can't be loaded as {what}: {first}") from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
@@ -97,5 +176,9 @@ def _check(name: str | Path, folder: Path) -> None:
         raise InputError(
             f"{name} is a {what}; a causal language model (decoder with a language-model head) was expected"
         )
+    _check_weights(name, folder)
+
+
+def _check_weights(name: str | Path, folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"{name} holds no *.safetensors weights: save the model again with save_pretrained")

@@ -117,9 +117,12 @@ class EfficientNetLite0(nn.Module):
         images
             Pictures with ImageNet's mean and deviation taken out, at least 32 pixels a side.
         """
+        return self.maps(images).mean((2, 3))
+
+    def maps(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1280 h w"]:
+        """The last map itself, of a 32nd of the pixels a side; pictures as for :meth:`features`."""
         x = nn.functional.relu6(self._bn0(self._conv_stem(images)))
-        x = nn.functional.relu6(self._bn1(self._conv_head(self._blocks(x))))
-        return x.mean((2, 3))
+        return nn.functional.relu6(self._bn1(self._conv_head(self._blocks(x))))
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1000"]:
         """The logits of ImageNet's 1000 classes."""

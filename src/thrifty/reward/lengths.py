@@ -119,6 +119,7 @@ def cosine_length(
     right: tuple[float, float] = (1.0, 0.5),
     wrong: tuple[float, float] = (-1.0, -0.5),
     exceeded: float = -1.0,
+    most: float | None = None,
     unit: Unit = "tokens",
 ) -> Callable[..., list[float | None]]:
     """A verifier whose reward falls with the length of right answers and rises with that of wrong ones.
@@ -137,6 +138,9 @@ def cosine_length(
         Rewards of a wrong answer at length 0 and at the limit.
     exceeded
         Reward at the limit and beyond, right or wrong: the answer was cut off.
+    most
+        What a right answer earns at most, so that the shortest are not preferred too much ("shortening reward clipped
+        when the answer is correct"); ``None`` leaves the cosine as it is.
     unit
         What is counted.
 
@@ -161,7 +165,11 @@ def cosine_length(
     ) -> list[float | None]:
         judged = checked_values(correct, prompts, completions, completion_ids=completion_ids, columns=columns)
         long = lengths(completions, completion_ids, unit)
-        values = {side: cosine(long, limit, *ends).tolist() for side, ends in ((True, right), (False, wrong))}
+        highest = math.inf if most is None else most
+        values = {
+            True: cosine(long, limit, *right).clamp(max=highest).tolist(),
+            False: cosine(long, limit, *wrong).tolist(),
+        }
         rewards: list[float | None] = []
         for number, (said, length) in enumerate(zip(judged, long.tolist(), strict=True)):
             within = exceeded if length >= limit else None
