@@ -109,10 +109,11 @@ CLAIM = Claim(
     setting=(
         "A linear policy that knows the answers to 24-dimensional prompts, but gives most in a form that is not "
         "checked; a pool of 400 prompts, of which each seed draws how many are mostly solved at the start (60 to 160) "
-        "and how many have wrong reference answers (60 to 160). A run of 20 epochs gives the history; LIMR selects at the paper's threshold of 0.6, the others as "
-        "many. Each arm retrains the base policy by 150 updates on 16 prompts with 8 samples, at the best of fifteen "
-        "pairs of learning rate and KL coefficient on 1,000 validation prompts; greedy accuracy on 2,000 others. "
-        "'Accuracy when learning' is the same where the base policy must learn the answers themselves."
+        "and how many have wrong reference answers (60 to 160). A run of 20 epochs gives the history; LIMR selects at "
+        "the paper's threshold of 0.6, the others as many. Each arm retrains the base policy by 150 updates on 16 "
+        "prompts with 8 samples, at the best of fifteen pairs of learning rate and KL coefficient on 1,000 validation "
+        "prompts; greedy accuracy on 2,000 others. 'Accuracy when learning' is the same where the base policy must "
+        "learn the answers themselves."
     ),
     prepare=prepare,
     arms={name: partial(_measure, name) for name in _SELECTIONS} | {"base": _base},
@@ -131,8 +132,8 @@ CLAIM = Claim(
     seeds=10,
     tried=(
         "Whether LIMR keeps up with the full pool depends on the pool and on the threshold: about thirty settings of "
-        "features, divergence, batch and mix were looked at, and in some the full pool is ahead, in others LIMR. So the "
-        "mix is drawn by the seed, not chosen. With six seeds of one mix each, greedy "
+        "features, divergence, batch and mix were looked at, and in some the full pool is ahead, in others LIMR. So "
+        "the mix is drawn by the seed, not chosen. With six seeds of one mix each, greedy "
         "accuracy of LIMR, full pool and random prompts was .874, .889, .808 with the top 100 prompts instead of the "
         "threshold; .910, .935, .914 with 60 solved, 280 learnable and 60 mislabelled prompts; .849, .859, .762 with "
         "160, 80 and 160; and .930, .947, .934 where the right form hangs on a strong feature that all prompts share. "

@@ -170,9 +170,7 @@ def _labelled(x: Float[Tensor, "N D"], hidden: Float[Tensor, "D A"]) -> tuple[Te
     return x, (x @ hidden).argmax(1)
 
 
-def _pool(
-    x: Float[Tensor, "N D"], hidden: Float[Tensor, "D A"], base: Policy, mix: Mix, draw: torch.Generator
-) -> Pool:
+def _pool(x: Float[Tensor, "N D"], hidden: Float[Tensor, "D A"], base: Policy, mix: Mix, draw: torch.Generator) -> Pool:
     y = _labelled(x, hidden)[1]
     shift = torch.randint(1, ANSWERS, (mix.mislabelled,), generator=draw)
     y[-mix.mislabelled :] = (y[-mix.mislabelled :] + shift) % ANSWERS
