@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from thrifty.align.arithmetic_answers import answer_triples
 from thrifty.align.base import Objective, Training
+from thrifty.align.critic import without_dropout
 from thrifty.align.dpo import check_places
 from thrifty.align.evaluate import likelihoods
 from thrifty.align.job import Job
@@ -248,10 +249,3 @@ def tpo_loss(
     margin = gamma if kind == "tpo-l" else 0.0
     losses = preference_loss(chosen, rejected, kind=kind, beta=beta, gamma=margin, label_smoothing=label_smoothing)
     return losses.sum() / (len(losses) if pairs is None else pairs) + alpha * gold_nll
-
-
-def without_dropout(model: nn.Module) -> None:
-    """Switches dropout off for good, as TPO is trained without."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0

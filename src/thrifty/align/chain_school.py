@@ -1,0 +1,240 @@
+"""Chains of sums with a small decoder trained here: Light-R1's curriculum, pairs and reinforcement in a minute.
+
+A teacher writes the partial results of chains of one to six operations and slips now and then, so that long chains are
+hard for it. A weak decoder (one pass over everything) finds the easy ones. Training and sampling are the room's own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from thrifty.align.base import Training
+from thrifty.align.characters import character_tokenizer, small_decoder
+from thrifty.align.dpo import DPO
+from thrifty.align.grpo import GRPO
+from thrifty.align.job import as_record
+from thrifty.align.light_r1_data import Curriculum, curriculum, rates, semi_on_policy_pairs, verified
+from thrifty.align.rollouts import Asker, Record, Sampling
+from thrifty.align.sft import SFT
+from thrifty.align.training import train
+from thrifty.core.run import Run
+from thrifty.core.seeding import derive_seed
+from thrifty.core.threads import one_thread
+from thrifty.data.chains import Chains, operations
+from thrifty.data.tasks import Problem
+from thrifty.lm.logps import sequence_logps, token_logps
+from thrifty.lm.records import from_records
+from thrifty.lm.sequences import Sequences
+from thrifty.reward.lengths import cosine_length
+from thrifty.reward.verifiers import task_reward
+from thrifty.select.rank import difficulty_band
+
+CHAINS = Chains(least=1, most=6, style="short")
+HARD = 5
+"""Operations from which on a held-out chain counts as hard."""
+LONGEST, SLIPS, TEACHER_SAMPLES = 24, 0.06, 4
+FIRST, SECOND, PREFERENCE, REINFORCEMENT = 400, 100, 60, 40
+"""Optimizer steps of the stages, the same whatever the data are."""
+RATES = (3e-4, 1e-3)
+PREFERENCE_RATES = (3e-5, 1e-4, 3e-4)
+Band = Literal["band", "all"]
+
+
+@dataclass(frozen=True, eq=False)
+class School:
+    """What all arms of one seed share.
+
+    Parameters
+    ----------
+    tokenizer
+        Of the decoders.
+    weak
+        The decoder that found the easy questions, from which all training starts.
+    data
+        Questions with the teacher's answers, filtered.
+    second
+        The decoder after both supervised stages.
+    pairs
+        Its own wrong answers against the teacher's right ones.
+    development, unseen
+        Hard problems.
+    directory, seed, quick
+        Of the measurement.
+    """
+
+    tokenizer: Any
+    weak: Any
+    data: Curriculum
+    second: Any
+    pairs: Sequences | None
+    development: Sequence[Record]
+    unseen: Sequence[Record]
+    directory: Path
+    seed: int
+    quick: bool
+
+
+reward = task_reward(CHAINS)
+
+
+def _run(school_directory: Path, name: str, seed: int) -> Run:
+    return Run(school_directory / name, seed=seed, device="cpu", dtype="float32", overwrite=True)
+
+
+def _asked(model: Any, tokenizer: Any, rows: Sequence[Record], samples: int, seed: int) -> Sequences:
+    return Asker(model, tokenizer, reward, Sampling(samples=samples, max_new_tokens=LONGEST)).ask(rows, seed)
+
+
+def _answers(model: Any, tokenizer: Any, rows: Sequence[Record], samples: int, seed: int) -> list[list[str]]:
+    answers = _asked(model, tokenizer, rows, samples, seed)
+    texts = answers.texts(tokenizer)
+    return [texts[start : start + samples] for start in range(0, len(texts), samples)]
+
+
+@one_thread()
+def prepare(seed: int, quick: bool, directory: Path) -> School:
+    """The weak decoder, the filtered questions, the decoder after the curriculum, and its pairs."""
+    tokenizer, many = character_tokenizer("0123456789+-=,"), 300 if quick else 3000
+    problems = CHAINS.problems(many, derive_seed(seed, "questions"))
+    draw = np.random.default_rng(derive_seed(seed, "teacher"))
+    answers = [[CHAINS.solution(problem, SLIPS, draw) for _ in range(TEACHER_SAMPLES)] for problem in problems]
+    questions = [as_record(problem) for problem in problems]
+    weak = small_decoder(tokenizer)
+    everything = [{**row, "completion": said[0]} for row, said in zip(questions, answers, strict=True)]
+    with _run(directory, "weak", seed) as run:
+        data = from_records(everything, tokenizer)
+        train(weak, SFT(), data, run, _budget(2e-3, 10 if quick else 150, len(data)), save_every=None)
+    own = verified(questions, _answers(weak, tokenizer, questions, 4, derive_seed(seed, "weak")), reward)
+    found = curriculum(
+        questions, rates(own), answers, verified(questions, answers, reward), weak_rate=0.75, teacher_rate=0.8,
+        seed=seed,
+    )  # fmt: skip
+    held_out = [p for p in CHAINS.problems(100 if quick else 900, derive_seed(seed, "test"), "test") if is_hard(p)]
+    hard = [as_record(problem) for problem in held_out]
+    cut = len(hard) // 3
+    school = School(tokenizer, weak, found, weak, None, hard[:cut], hard[cut:], directory, seed, quick)
+    second = supervised(school, "curriculum")
+    asked = found.questions[: 60 if quick else 400]
+    mine = _answers(second, tokenizer, asked, 4, derive_seed(seed, "pairs"))
+    pairs = semi_on_policy_pairs(asked, mine, verified(asked, mine, reward), seed)
+    rows = from_records(pairs, tokenizer) if pairs else None
+    return School(tokenizer, weak, found, second, rows, hard[:cut], hard[cut:], directory, seed, quick)
+
+
+def is_hard(problem: Problem) -> bool:
+    """Whether a chain is among the longest."""
+    return operations(problem) >= HARD
+
+
+def _budget(rate: float, steps: int, rows: int, batch: int = 64) -> Training:
+    size = min(batch, rows)
+    return Training(
+        learning_rate=rate, batch_size=size, micro_batch_size=size, epochs=steps * size / rows, schedule="cosine",
+        warmup_ratio=0.05,
+    )  # fmt: skip
+
+
+def scores(model: Any, school: School, rows: Sequence[Record] | None = None) -> Mapping[str, float]:
+    """Share of right answers to hard unseen chains, sixteen to each at temperature 1, and their length."""
+    asked = school.unseen if rows is None else rows
+    answers = _asked(model, school.tokenizer, asked, 16, derive_seed(school.seed, "scores", len(asked)))
+    length = float(answers.response_lengths.float().mean())
+    return {
+        "accuracy": float(answers["reward"].mean()),
+        "length": length,
+        "chosen log-probability": _chosen(model, school),
+    }
+
+
+@torch.no_grad()
+def _chosen(model: Any, school: School) -> float:
+    """Mean log-probability of a pair's chosen answer, a sum over its tokens."""
+    if school.pairs is None:
+        return 0.0
+    won = school.pairs.select(slice(0, None, 2))
+    return float(sequence_logps(token_logps(model, won), won.response_mask, "sum").mean())
+
+
+def best(school: School, learn: Any, given: Sequence[float]) -> Any:
+    """The decoder of the learning rate that is best on development chains."""
+    models = [learn(rate) for rate in (given[:1] if school.quick else given)]
+    return max(models, key=lambda model: scores(model, school, school.development)["accuracy"])
+
+
+def supervised(school: School, order: Literal["curriculum", "shuffled", "hard only", "first"]) -> Any:
+    """The weak decoder after as many steps in one of several orders."""
+    first, second = school.data.first, school.data.second or school.data.first[:4]
+    steps = [10, 5] if school.quick else [FIRST, SECOND]
+    parts = {
+        "curriculum": [(first, steps[0], 1.0), (second, steps[1], 0.2)],
+        "shuffled": [([*first, *second], sum(steps), 1.0)],
+        "hard only": [(second, sum(steps), 1.0)],
+        "first": [(first, steps[0], 1.0)],
+    }[order]
+
+    def learn(rate: float) -> Any:
+        model = copy.deepcopy(school.weak)
+        for number, (rows, count, share) in enumerate(parts):
+            data = from_records(rows, school.tokenizer)
+            with _run(school.directory, f"{order} {number} {rate:g}", school.seed) as run:
+                train(model, SFT(), data, run, _budget(rate * share, count, len(data)), save_every=None)
+        return model
+
+    return best(school, learn, RATES)
+
+
+def preferred(school: School, kind: Literal["nca", "dpo"]) -> Any:
+    """The decoder after the curriculum and a preference loss on its semi-on-policy pairs."""
+    if school.pairs is None:
+        return school.second
+    pairs = school.pairs
+
+    def learn(rate: float) -> Any:
+        model, steps = copy.deepcopy(school.second), 2 if school.quick else PREFERENCE
+        with _run(school.directory, f"{kind} {rate:g}", school.seed) as run:
+            objective = DPO(kind=kind, beta=0.3)
+            train(model, objective, pairs, run, _budget(rate, steps, len(pairs), 32), save_every=None)
+        return model
+
+    return best(school, learn, PREFERENCE_RATES)
+
+
+def reinforced(school: School, prompts: Band) -> Any:
+    """The decoder after the curriculum and GRPO, on prompts that are solved some of the time or on all."""
+    asked: Sequence[Record] = school.data.questions
+    if prompts == "band":
+        own = verified(asked, _answers(school.second, school.tokenizer, asked, 8, school.seed), reward)
+        inside = difficulty_band(rates(own)).nonzero()[:, 0].tolist()
+        asked = [asked[at] for at in inside] or asked
+    rows = [{name: row[name] for name in ("prompt", "answer", "id")} for row in asked]
+    worth = cosine_length(reward, LONGEST, most=0.75)
+
+    def learn(rate: float) -> Any:
+        model, rollouts = copy.deepcopy(school.second), 2 if school.quick else REINFORCEMENT
+        sampling = Sampling(samples=8, prompts_per_rollout=min(16, len(rows)), max_new_tokens=LONGEST)
+        training = Training(learning_rate=rate, micro_batch_size=128, epochs=rollouts * 16 / len(rows))
+        with _run(school.directory, f"grpo {prompts} {rate:g}", school.seed) as run:
+            train(
+                model, GRPO(dual_clip=3.0, kl_coefficient=1e-3), rows, run, training, tokenizer=school.tokenizer,
+                reward=worth, sampling=sampling, save_every=None,
+            )  # fmt: skip
+        return model
+
+    return best(school, learn, PREFERENCE_RATES)
+
+
+def measured(make: Any, *given: Any) -> Any:
+    """An arm: makes a decoder from the school, on one thread, and scores it."""
+
+    @one_thread()
+    def arm(school: School) -> Mapping[str, float]:
+        return scores(make(school, *given), school)
+
+    return arm

@@ -1,0 +1,41 @@
+"""Light-R1's curriculum beats shuffled data, NCA keeps right answers likely, and a band of prompts teaches more."""
+
+from __future__ import annotations
+
+from thrifty.align.chain_school import measured, preferred, prepare, reinforced, supervised
+from thrifty.claims.harness import Claim, Condition
+
+CLAIM = Claim(
+    paper_id="light-r1",
+    says=(
+        "A second supervised stage on the hardest questions improves on the first alone, and the two on the same data "
+        "shuffled and on hard ones only; NCA on own mistakes keeps the chosen answers likely where DPO does not; "
+        "reinforcement learning improves further, on prompts of middling difficulty more than on all"
+    ),
+    setting=(
+        "A two-layer decoder trained here on chains of 1 to 6 operations with partial results, by a teacher that slips "
+        "in 6% of steps; filters, pairs and rewards of the recipe; all supervised arms take 500 steps of 64 ('first "
+        "stage' 400) at the best of two learning rates, the others at the best of three, on development chains; unseen "
+        "chains of 5 and 6 operations with 16 answers each at temperature 1"
+    ),
+    prepare=prepare,
+    arms={
+        "curriculum": measured(lambda school: school.second),
+        "shuffled": measured(supervised, "shuffled"),
+        "hard only": measured(supervised, "hard only"),
+        "first stage": measured(supervised, "first"),
+        "curriculum + nca": measured(preferred, "nca"),
+        "curriculum + dpo": measured(preferred, "dpo"),
+        "curriculum + grpo": measured(reinforced, "band"),
+        "curriculum + grpo on all": measured(reinforced, "all"),
+    },
+    metrics=("accuracy", "chosen log-probability", "length"),
+    conditions=(
+        Condition("accuracy", "curriculum", "first stage"),
+        Condition("accuracy", "curriculum", "shuffled"),
+        Condition("accuracy", "curriculum", "hard only"),
+        Condition("chosen log-probability", "curriculum + nca", "curriculum + dpo"),
+        Condition("accuracy", "curriculum + grpo", "curriculum"),
+        Condition("accuracy", "curriculum + grpo", "curriculum + grpo on all"),
+    ),
+)
