@@ -64,12 +64,6 @@ class OneShotRLVR(GRPO):
         How often the batch is sampled.
     history_epochs
         Passes over all prompts in the earlier run, where one has to be made.
-    kl_coefficient, entropy_coefficient
-        As for GRPO; the scale of the entropy's holds for means over tokens.
-    policy_coefficient
-        1; 0 leaves entropy and divergence alone.
-    credit_epsilon, temperature
-        As for GRPO.
 
     Raises
     ------
