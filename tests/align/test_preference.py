@@ -62,17 +62,15 @@ def test_the_other_kinds_by_hand() -> None:
     assert float(smoothed) == pytest.approx(float(expected), abs=1e-6)
 
 
-@given(st.sampled_from(sorted(KINDS)), st.floats(-3, -0.1), st.floats(-3, -0.1))
+# IPO regresses the margin to a value of its own, and NCA pulls the chosen answer's reward back to 0.
+@given(st.sampled_from(sorted({*KINDS} - {"ipo", "tpo-ipo", "nca"})), st.floats(-3, -0.1), st.floats(-3, -0.1))
 def test_a_better_chosen_answer_never_costs_more(kind: Any, chosen: float, rejected: float) -> None:
-    if kind in ("ipo", "tpo-ipo"):
-        return  # regresses the margin to a value of its own
     reference = pair(-1.0, -1.0) if KINDS[kind].reference else (None, None)
     losses = [
         float(preference_loss(*pair(value, rejected), *reference, kind=kind, beta=0.5))
         for value in (chosen, chosen + 0.05)
     ]
-    if kind != "nca":  # NCA also pulls the chosen reward back to 0
-        assert losses[1] <= losses[0] + 1e-6
+    assert losses[1] <= losses[0] + 1e-6
 
 
 def test_a_reference_is_asked_for_and_not_wanted() -> None:

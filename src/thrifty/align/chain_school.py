@@ -42,7 +42,7 @@ HARD = 5
 LONGEST, SLIPS, TEACHER_SAMPLES = 24, 0.06, 4
 FIRST, SECOND, PREFERENCE, REINFORCEMENT = 400, 100, 60, 40
 """Optimizer steps of the stages, the same whatever the data are."""
-RATES = (3e-4, 1e-3)
+RATES = (3e-4, 1e-3, 3e-3)
 PREFERENCE_RATES = (3e-5, 1e-4, 3e-4)
 Band = Literal["band", "all"]
 
@@ -176,7 +176,7 @@ def supervised(school: School, order: Literal["curriculum", "shuffled", "hard on
         "curriculum": [(first, steps[0], 1.0), (second, steps[1], 0.2)],
         "shuffled": [([*first, *second], sum(steps), 1.0)],
         "hard only": [(second, sum(steps), 1.0)],
-        "first": [(first, steps[0], 1.0)],
+        "first": [(first, sum(steps), 1.0)],
     }[order]
 
     def learn(rate: float) -> Any:

@@ -147,7 +147,9 @@ class Classifier:
         answers = [record["answer"] for record in records]
         if self.prompts is not None:
             return self.prompts.sequences([record["prompt"] for record in records], answers)
-        given = [{"prompt": record["prompt"], "completion": answer} for record, answer in zip(records, answers)]  # noqa: B905 (one list made of the other)
+        given = [
+            {"prompt": record["prompt"], "completion": answer} for record, answer in zip(records, answers, strict=True)
+        ]
         return from_records(given, self.tokenizer)
 
     def answers(self, records: Sequence[Record], samples: int, max_new_tokens: int, draw: Draw, seed: int) -> Tested:

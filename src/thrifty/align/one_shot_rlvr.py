@@ -57,11 +57,11 @@ class OneShotRLVR(GRPO):
     prompt_id
         The id of the prompt to train on, in place of the ranking.
     copies
-        Rows of a batch, filled with copies of the chosen prompts.
+        Rows of a batch, filled with copies of the chosen prompts; the paper's 128 by default, 8 on the embedded data.
     updates
-        Gradient steps on each rollout: 8 in the paper; the released scripts make 1 of them.
+        Gradient steps on each rollout: the paper's 8; the released scripts make 1 of them.
     rollouts
-        How often the batch is sampled.
+        How often the batch is sampled; the paper's 2000 by default, 10 on the embedded data.
     history_epochs
         Passes over all prompts in the earlier run, where one has to be made.
 
@@ -87,43 +87,42 @@ class OneShotRLVR(GRPO):
     rank: Ranking = "std"
     history: str | None = None
     prompt_id: str | None = None
-    copies: int = 8
-    updates: int = 1
-    rollouts: int = 20
+    copies: int | None = None
+    updates: int = 8
+    rollouts: int | None = None
     history_epochs: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("examples", "copies", "updates", "rollouts", "history_epochs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.copies < self.examples:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}")
+        if self.copies is not None and self.copies < self.examples:
             raise InputError(f"copies ({self.copies}) must be at least examples ({self.examples}): each has one row")
 
-    @property
-    def sampling(self) -> Sampling:
-        """How the copies are sampled."""
+    def sampling(self, rows: int) -> Sampling:
+        """How a batch of so many rows is sampled."""
         return Sampling(
-            samples=8,
-            prompts_per_rollout=self.copies,
-            temperature=self.temperature,
-            updates_per_rollout=self.updates,
+            samples=8, prompts_per_rollout=rows, temperature=self.temperature, updates_per_rollout=self.updates
         )
 
     def work(self, job: Job) -> dict[str, Any]:
         """Chooses the prompts, copies them, and trains on nothing else."""
+        copies, rollouts = (8, 10) if job.inputs.data is None else (128, 2000)
+        copies = max(copies, self.examples) if self.copies is None else self.copies
+        sampling = replace(job.sampling(self.sampling(copies)), prompts_per_rollout=copies)
         records, reward = job.prompts()
-        ranked = self._ranked(job, records, reward)
+        ranked = self._ranked(job, records, reward, sampling)
         chosen = choose(records, ranked, self.examples)
         for record, (name, score) in zip(chosen, ranked, strict=False):
             _log.info("training on %r (%s %.3f): %s", name, self.rank, score, str(record["prompt"])[:120])
-        rows = batch_of_copies(chosen, self.copies)
-        training = replace(job.training(self.training), epochs=self.rollouts)
-        sampling = replace(job.sampling(self.sampling), prompts_per_rollout=len(rows))
+        training = replace(job.training(self.training), epochs=self.rollouts or rollouts)
+        rows = batch_of_copies(chosen, copies)
         summary = job.compared(lambda: job.online(self, rows, reward, sampling, training))
         return {**summary, "trained_on": [{"id": record_id(r), "prompt": str(r["prompt"])} for r in chosen]}
 
-    def _ranked(self, job: Job, records: Sequence[Record], reward: Any) -> list[tuple[str, float]]:
+    def _ranked(self, job: Job, records: Sequence[Record], reward: Any, sampling: Sampling) -> list[tuple[str, float]]:
         if self.prompt_id is not None:
             return [(self.prompt_id, float("nan"))]
         if self.history is not None:
@@ -131,13 +130,13 @@ class OneShotRLVR(GRPO):
         elif job.inputs.data is None and job.inputs.task is None:
             known = AccuracyHistory.load(embedded_history())
         else:
-            known = self._earlier_run(job, records, reward)
+            known = self._earlier_run(job, records, reward, sampling)
         return rank_by_history(known, method=self.rank, seed=job.run.seed)
 
-    def _earlier_run(self, job: Job, records: Sequence[Record], reward: Any) -> AccuracyHistory:
+    def _earlier_run(self, job: Job, records: Sequence[Record], reward: Any, sampling: Sampling) -> AccuracyHistory:
         _log.info("no history is given: an earlier run on all %d prompts is made first", len(records))
         training = replace(job.training(self.training), epochs=self.history_epochs)
-        found = job.online(self, records, reward, job.sampling(self.sampling), training, stage="history")
+        found = job.online(self, records, reward, sampling, training, stage="history")
         job.model, job.tokenizer = job.load()  # the earlier run only ranks; training begins from the same start
         return found
 

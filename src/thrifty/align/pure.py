@@ -170,8 +170,10 @@ class PURE(StepReturns):
             sampling = replace(sampling, prompts_per_rollout=4, samples=4)  # minutes, not hours
         sampling = job.sampling(sampling)
         method = self if self.longest is not None else replace(self, longest=sampling.max_new_tokens)
-        work = lambda: job.online(method, records, worth, sampling, job.training(self.training))  # noqa: E731
-        return job.compared(work, ask_for_steps if job.inputs.data is None else None)
+        return job.compared(
+            lambda: job.online(method, records, worth, sampling, job.training(self.training)),
+            ask_for_steps if job.inputs.data is None else None,
+        )
 
     def _prompts(self, job: Job) -> tuple[list[Record], Reward]:
         """Prompts and what judges final answers."""

@@ -23,7 +23,9 @@ from thrifty.core.run import Run
 from thrifty.core.seeding import derive_seed
 from thrifty.lm.load import load_vlm
 
-LEARNING_RATE = 1e-3
+LEARNING_RATES = (3e-4, 1e-3)
+"""Every arm that learns picks one of these by its exact answers to validation pictures of the classes it learnt."""
+_STEPS, _TESTED, _VALIDATED = 10, 40, 20
 _SHOTS, _SAMPLES, _PROMPTS, _RANK = 4, 4, 4, 8
 _LONGEST = {True: 32, False: 8}  # tokens of an answer, with thinking and without
 
@@ -34,7 +36,9 @@ class Problem:
 
     model: Path
     parts: Split
+    validation: Sequence[Example]
     steps: int
+    rates: Sequence[float]
     directory: Path
     seed: int
 
@@ -45,12 +49,18 @@ def prepare(seed: int, quick: bool, directory: Path) -> Problem:
     with Run(directory.parent / name, seed=0, device="cpu") as run:
         model = small_vlm(run, pictures=200 if quick else 1000, steps=3 if quick else 30)
     draw = Random(derive_seed(seed, "split"))
-    parts = split(read_examples("fashion-mnist"), "base-to-new", _SHOTS, 8 if quick else 40, draw)
-    return Problem(model, parts, 1 if quick else 15, directory, seed)
+    tested, validated = (8, 4) if quick else (_TESTED, _VALIDATED)
+    parts = split(read_examples("fashion-mnist"), "base-to-new", _SHOTS, tested + validated, draw)
+    validation = parts.tests[SEEN][0][:validated]
+    tests = {name: (pictures[validated:], classes) for name, (pictures, classes) in parts.tests.items()}
+    rates = LEARNING_RATES[:1] if quick else LEARNING_RATES
+    return Problem(model, replace(parts, tests=tests), validation, 1 if quick else _STEPS, rates, directory, seed)
 
 
-def measure(arm: str, problem: Problem, learning_rate: float = LEARNING_RATE) -> Mapping[str, float]:
+def measure(arm: str, problem: Problem) -> Mapping[str, float]:
     """Trains a copy of the model as the arm does, and tests it on pictures of the classes that it learnt and of others.
+
+    At each learning rate; what is best on the validation pictures counts.
 
     Parameters
     ----------
@@ -58,22 +68,29 @@ def measure(arm: str, problem: Problem, learning_rate: float = LEARNING_RATE) ->
         ``no thinking``, ``thinking``, ``labels`` (supervised) or ``zero-shot``.
     problem
         From :func:`prepare`.
-    learning_rate
-        Of the optimizer.
     """
+    found = [_at(rate, arm, problem) for rate in (problem.rates if arm != "zero-shot" else (0.0,))]
+    return max(found, key=lambda measured: measured[0])[1]
+
+
+def _at(learning_rate: float, arm: str, problem: Problem) -> tuple[float, Mapping[str, float]]:
+    """The share of validation pictures that are answered exactly, and what is measured on the others."""
     with Run(problem.directory / arm, seed=problem.seed, device="cpu", overwrite=True) as run:
         model, processor = load_vlm(problem.model, dtype=run.dtype)
         classifier = Classifier(with_lora(model, _RANK), processor)
         method = CLSRL(thinking=arm == "thinking")
         rng = Random(derive_seed(problem.seed, "choices"))
         tests = {name: _asked(classifier, method, *test, rng) for name, test in problem.parts.tests.items()}
+        validation = _asked(classifier, method, problem.validation, problem.parts.classes, rng)
         seconds = 0.0
         if arm != "zero-shot":
             records = _asked(classifier, method, problem.parts.train, problem.parts.classes, rng)
             seconds = _train(classifier, method, records, arm == "labels", problem.steps, learning_rate, run)
-        found = {name: classifier.test(records, _LONGEST[method.thinking]) for name, records in tests.items()}
+        longest = _LONGEST[method.thinking]
+        chosen_by = classifier.test(validation, longest).exact / len(validation)
+        found = {name: classifier.test(records, longest) for name, records in tests.items()}
     exact = {name: test.exact / len(test.labels) for name, test in found.items()}
-    return {
+    return chosen_by, {
         "harmonic mean": 2 * exact[SEEN] * exact[NEW] / max(exact[SEEN] + exact[NEW], 1e-9),
         "exact, new classes": exact[NEW],
         "exact, seen classes": exact[SEEN],
@@ -125,9 +142,10 @@ CLAIM = Claim(
     ),
     setting=(
         "A small image-text model of real parts (EfficientNet-lite0, a trained projector, SmolLM2-135M), taught ten "
-        "pieces of clothing for 30 steps, as all arms begin; then LoRA on 4 pictures of each of 5 classes, 15 steps of "
-        "4 pictures (4 answers each where they are sampled) at a learning rate of 1e-3 for every arm. Asked for 40 "
-        "pictures of these classes and 40 of the 5 others; exact answers, and the harmonic mean of both shares"
+        "pieces of clothing for 30 steps, as all arms begin; then LoRA on 4 pictures of each of 5 classes, 10 steps of "
+        "4 pictures (4 answers each where they are sampled), every arm at the better of two learning rates on 20 "
+        "validation pictures of these classes. Asked for 40 other pictures of them and 40 of the 5 other classes; "
+        "exact answers, and the harmonic mean of both shares"
     ),
     prepare=prepare,
     arms={
@@ -150,5 +168,10 @@ CLAIM = Claim(
         Condition("harmonic mean", "no thinking", "thinking"),
         Condition("harmonic mean", "no thinking", "zero-shot"),
         Condition("seconds a step", "no thinking", "thinking", less=True),
+    ),
+    tried=(
+        "The conditions were written after a look at one validation seed, at which the arms had been tried at unevenly "
+        "many learning rates (supervised at three, without thinking at two, with it at one, all 15 steps): there, "
+        "exact answers to new classes were .70 without thinking, .62 with it, .68 supervised and .70 before training."
     ),
 )

@@ -14,8 +14,8 @@ CLAIM = Claim(
     ),
     setting=(
         "A two-layer decoder trained here on chains of 1 to 6 operations with partial results, by a teacher that slips "
-        "in 6% of steps; filters, pairs and rewards of the recipe; all supervised arms take 500 steps of 64 ('first "
-        "stage' 400) at the best of two learning rates, the others at the best of three, on development chains; unseen "
+        "in 6% of steps; filters, pairs and rewards of the recipe; all supervised arms take 500 steps of 64, and every "
+        "stage is at the best of three learning rates on development chains; unseen "
         "chains of 5 and 6 operations with 16 answers each at temperature 1"
     ),
     prepare=prepare,
