@@ -12,11 +12,13 @@ import torch
 
 from thrifty import cli
 from thrifty.align import addition, arithmetic
+from thrifty.align.a_lol import ALoL
 from thrifty.align.adapter import train_last_layers
 from thrifty.align.base import Training, overridden
 from thrifty.align.evaluate import Accuracy, evaluate
 from thrifty.align.grpo import ppo_clip
 from thrifty.align.log import INSTRUCTION, as_logged, embedded_log, read_log
+from thrifty.align.raft import RAFT
 from thrifty.align.reference import with_behaviour_logps
 from thrifty.align.rollouts import Sampling
 from thrifty.align.sft import SFT
@@ -339,7 +341,8 @@ def test_the_arithmetic_setting_measures_any_objective(
     monkeypatch.setattr(arithmetic, "MODEL", str(model_folder))
     monkeypatch.setattr(arithmetic, "TRAINED_LAYERS", 1)
     rows = [
-        {"prompt": f"what is {i}", "completion": "the sum is 3", "reward": 1.0 if i % 2 else -1.0} for i in range(1, 9)
+        {"prompt": f"what is {i // 2}", "completion": "the sum is 3", "reward": 1.0 if i % 2 else -1.0}
+        for i in range(2, 10)
     ]
     write_jsonl(tmp_path / "log.jsonl", rows)
     monkeypatch.setattr(arithmetic, "embedded_log", lambda: tmp_path / "log.jsonl")
@@ -347,5 +350,8 @@ def test_the_arithmetic_setting_measures_any_objective(
     for name, arm in arithmetic.ARITHMETIC.baselines.items():
         found = arm(setting)
         assert set(found) == {"accuracy", "invalid answers", "training seconds"}, name
+    # Every method that needs no more than the log is compared with its own defaults.
+    for needs_no_more in (ALoL(), RAFT()):
+        arithmetic.ARITHMETIC.evaluate(needs_no_more, setting)
     found = arithmetic.ARITHMETIC.evaluate(arithmetic.default_topr(), setting)
     assert 0 <= found["accuracy"] <= 1

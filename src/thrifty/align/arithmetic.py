@@ -19,6 +19,7 @@ from thrifty.align.adapter import train_last_layers
 from thrifty.align.base import Objective, Training
 from thrifty.align.evaluate import Accuracy, evaluate
 from thrifty.align.log import LONGEST_ANSWER, as_logged, embedded_log, read_log
+from thrifty.align.prompt_value import mean_rewards
 from thrifty.align.sft import SFT, naive_reinforce, truncated_importance_sampling
 from thrifty.align.topr import TOPR
 from thrifty.align.training import train
@@ -74,6 +75,8 @@ def prepare(seed: int, quick: bool, directory: Path) -> Setting:
     """The log, the held-out problems and the budget of one seed."""
     _, tokenizer = load_lm(MODEL)
     log = read_log(str(embedded_log()), tokenizer)
+    # For methods that compare an answer with what its prompt is worth: what was earned on it.
+    log = log.with_columns(value=mean_rewards(log["reward"], log["group"]))
     steps, batch = (2, 8) if quick else (20, 16)
     return Setting(
         log=log,
