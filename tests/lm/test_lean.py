@@ -66,6 +66,34 @@ def test_gradients_are_the_model_s_own(name: str, block: int, monkeypatch: pytes
         assert apart < 1e-5, f"{key}: {apart}"  # transformers normalises in float32
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "biased"])
+def test_joined_products_are_the_single_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = backbone(model_of(name).double())
+    assert parts is not None
+    assert parts.lean is not None
+    apart = _states(parts)
+    with parts.lean.joined(steps=100):
+        assert parts.lean._joined is not None
+        torch.testing.assert_close(_states(parts), apart, rtol=0, atol=1e-6)  # transformers normalises in float32
+    assert parts.lean._joined is None
+    with parts.lean.joined(steps=3):  # the copy would not be paid for
+        assert parts.lean._joined is None
+    monkeypatch.setattr(lean, "_MOST_JOINED", 10)
+    with parts.lean.joined(steps=100):
+        assert parts.lean._joined is None
+
+
+def test_adapters_are_not_joined_away(llama: Any) -> None:
+    peft = pytest.importorskip("peft")
+    wrapped = peft.get_peft_model(llama, peft.LoraConfig(target_modules=["v_proj"], init_lora_weights=False))
+    parts = backbone(wrapped)
+    assert parts is not None
+    assert parts.lean is not None
+    with torch.no_grad(), parts.lean.joined(steps=100):
+        assert parts.lean._joined is None
+
+
 def test_other_families_and_changed_layers_are_left_alone() -> None:
     assert {name: backbone(make_model(name)).lean for name in ("gemma2", "cohere", "granite", "gpt2")} == dict.fromkeys(
         ("gemma2", "cohere", "granite", "gpt2")

@@ -7,6 +7,7 @@ be called by every process.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -60,9 +61,11 @@ def connect(device: torch.device) -> torch.device:
 
 
 def _leave() -> None:
-    # Threads of the exchange that still run when the interpreter ends would take the process down.
+    # Threads of the exchange that still run when the interpreter ends may take the process down: one of them that
+    # wants to release a tensor waits for the interpreter then. They end with the last that refers to their group.
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        gc.collect()
 
 
 def gather(value: T) -> list[T]:

@@ -15,12 +15,14 @@ All functions that exchange something must be called by every process.
 
 from __future__ import annotations
 
+import atexit
 import copy
+import functools
 import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed
@@ -28,6 +30,9 @@ from torch import Tensor, nn
 
 from thrifty.core import processes
 from thrifty.core.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Root = TypeVar("Root", bound=nn.Module)
 _twins: weakref.WeakKeyDictionary[nn.Module, nn.Module] = weakref.WeakKeyDictionary()
@@ -71,14 +76,13 @@ def shard(model: nn.Module, under: Callable[[nn.Module], Root]) -> Root:
     Root
         ``under(twin)``, sharded.
     """
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     shared = [*model.parameters(), *model.buffers()]
     for tensor in shared:
         torch.distributed.broadcast(tensor.data, src=0)
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
-    mesh = init_device_mesh(next(model.parameters()).device.type, (processes.world(),))
+    mesh = _mesh(next(model.parameters()).device.type)
     for block in blocks(twin):
         fully_shard(block, mesh=mesh)
     root = under(twin)
@@ -86,6 +90,18 @@ def shard(model: nn.Module, under: Callable[[nn.Module], Root]) -> Root:
     _twins.update(zip(model.modules(), twin.modules(), strict=True))
     _empty(model)
     return root
+
+
+@functools.cache
+def _mesh(device: str) -> DeviceMesh:
+    """All processes in a row."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = init_device_mesh(device, (processes.world(),))
+    # PyTorch's caches keep the mesh, and the mesh the threads of its exchange, which must end before the interpreter
+    # does: see thrifty.core.processes.
+    atexit.register(lambda: vars(mesh).get("_pg_registry", {}).clear())
+    return mesh
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

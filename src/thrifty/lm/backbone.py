@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from thrifty.core.errors import InputError
+from thrifty.core.remembered import Remembered
 from thrifty.lm.attention import Packed, PackedPlan, attending
 from thrifty.lm.head import LogitTransform
 from thrifty.lm.lean import LeanBody, lean_body
@@ -118,7 +118,7 @@ class Backbone:
         return states
 
 
-_found: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Backbone | None]] = weakref.WeakKeyDictionary()
+_found: Remembered[tuple[Any, Backbone | None]] = Remembered("backbone")
 
 
 def backbone(model: nn.Module) -> Backbone | None:
@@ -150,7 +150,7 @@ def backbone(model: nn.Module) -> Backbone | None:
     if known is not None and known[0] is head:
         return known[1]
     parts = _take_apart(model, inner, head)
-    _found[model] = (head, parts)
+    _found.put(model, (head, parts))
     return parts
 
 

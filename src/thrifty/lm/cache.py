@@ -84,10 +84,13 @@ class RowCache(Cache):
         if self.step == self.capacity:
             self.capacity = max(self.capacity + 1, min(self.steps, 2 * self.capacity))
             for layer, kept in self.spoken.items():
-                grown = [self._columns(part) for part in kept]
-                for new, old in zip(grown, kept, strict=True):
-                    new[:, :, : self.step] = old
-                self.spoken[layer] = (grown[0], grown[1])
+                self.spoken[layer] = (self._grown(kept[0]), self._grown(kept[1]))
+
+    def _grown(self, kept: Tensor) -> Tensor:
+        grown = kept.new_empty((*kept.shape[:2], self.capacity, kept.shape[3]))
+        grown[:, :, : self.step] = kept
+        grown[:, :, self.step :] = 0.0  # what is masked must be finite
+        return grown
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Drop all rows but these (ascending), and the prompts that have no rows left."""
@@ -146,10 +149,13 @@ class RowCache(Cache):
         # Both parts are put side by side and masked in one pass each.
         torch.add(self._by_row(to_prompt, kv_heads), mask_prompt, out=on_prompt)
         torch.add(to_spoken.view(on_spoken.shape), mask_spoken, out=on_spoken)
-        torch.softmax(scores, -1, out=scores)
-        on_prompt = on_prompt.reshape(rows, kv_heads, groups, self.prompt_time)
+        # In float32, for a half-precision softmax of so short rows takes longer.
+        wide = torch.promote_types(query.dtype, torch.float32)
+        on_prompt, on_spoken = torch.softmax(scores, -1, dtype=wide).split([self.prompt_time, columns], -1)
+        on_prompt = on_prompt.to(query.dtype).reshape(rows, kv_heads, groups, self.prompt_time)
         from_prompt = torch.bmm(self._to_grid(on_prompt), prompt_values)
-        attended = torch.bmm(on_spoken.reshape(-1, groups, columns), value.view(-1, columns, value_width))
+        on_spoken = on_spoken.to(query.dtype).reshape(-1, groups, columns)
+        attended = torch.bmm(on_spoken, value.view(-1, columns, value_width))
         attended = attended.view(*self.lead, kv_heads, groups, value_width)
         return attended.add_(self._by_row(from_prompt, kv_heads)).view(rows, 1, heads, value_width)
 

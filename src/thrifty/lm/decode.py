@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,18 +116,19 @@ def decode_fast(
     logits = space = first.new_empty((len(owner), first.shape[1]))  # each step's go where the last step's were
     torch.index_select(first, 0, owner, out=logits)
     cache = RowCache(prompt_cache, owner, limit)
-    for step in range(limit):
-        numbers = uniforms(step)[recorder.alive].to(device)
-        tokens, logps = draw(logits, numbers, parts.transform)
-        recorder.record(step, tokens, logps)
-        if recorder.done or step + 1 == limit:
-            break
-        keep = recorder.compaction()
-        if keep is not None:
-            keep = keep.to(device)
-            cache.keep(keep)
-            tokens = tokens[keep]
-        logits = parts.products(parts.step(tokens, cache), space)
+    with parts.lean.joined(limit) if parts.lean is not None else contextlib.nullcontext():
+        for step in range(limit):
+            numbers = uniforms(step)[recorder.alive].to(device)
+            tokens, logps = draw(logits, numbers, parts.transform)
+            recorder.record(step, tokens, logps)
+            if recorder.done or step + 1 == limit:
+                break
+            keep = recorder.compaction()
+            if keep is not None:
+                keep = keep.to(device)
+                cache.keep(keep)
+                tokens = tokens[keep]
+            logits = parts.products(parts.step(tokens, cache), space)
     return recorder.result()
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from thrifty.core.errors import InputError
+from thrifty.core.remembered import Remembered
 from thrifty.lm.backbone import Backbone, evaluating, same_logits, transform_of, unwrapped
 from thrifty.lm.head import LogitTransform
 from thrifty.lm.images import IMAGE_PROMPT, ImagePrompts, prompts_of
@@ -22,9 +22,9 @@ from thrifty.lm.states import response_states
 
 # Rows are not computed again in the backward pass, when pictures are no longer known: a step's parts bound the memory.
 _NO_LIMIT = 2**62
-_bodies: weakref.WeakKeyDictionary[nn.Module, Backbone | None] = weakref.WeakKeyDictionary()
+_bodies: Remembered[tuple[Backbone | None]] = Remembered("image_body")
 _LOOKS_AHEAD = 1e-3  # of the largest logit: more than rounding
-_causal: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_causal: Remembered[bool] = Remembered("causal")
 
 Found = tuple[Float[Tensor, " token"], Float[Tensor, " token"] | None]
 
@@ -106,7 +106,7 @@ class _Batch:
     def _check_causal(self) -> None:
         """Looks, once for a model, whether an answer's first token is predicted without a look at the answer."""
         inner = unwrapped(self.model)
-        if inner in _causal:
+        if _causal.get(inner):
             return
         begins = int(self.ahead[0].int().argmax())
         with evaluating(self.model):
@@ -120,7 +120,7 @@ class _Batch:
                     for one in (ids, other)
                 )
                 if (said - unsaid).abs().max() <= _LOOKS_AHEAD * said.abs().max():
-                    _causal.add(inner)
+                    _causal.put(inner, True)
                     return
         raise InputError(f"{type(inner).__name__} looks ahead in its answers: it can't be trained on what it samples")
 
@@ -139,8 +139,9 @@ class _Batch:
     def _body(self) -> Backbone | None:
         """The model's body and head, or None where its logits are not the head's product with the body's states."""
         inner = unwrapped(self.model)
-        if inner in _bodies:
-            return _bodies[inner]
+        known = _bodies.get(inner)
+        if known is not None:
+            return known[0]
         body, head = inner.base_model, inner.get_output_embeddings()
         parts = Backbone(body, head, transform_of(inner.config), ()) if body is not inner else None
         if parts is not None:
@@ -152,5 +153,5 @@ class _Batch:
                         parts = None
                 except (TypeError, AttributeError, ValueError, RuntimeError):
                     parts = None
-        _bodies[inner] = parts
+        _bodies.put(inner, (parts,))
         return parts

@@ -6,7 +6,9 @@ blocks that stay in the processor's cache, and keeps for the backward pass only 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 _FAMILIES = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
 _BLOCK_ELEMENTS = 2**18  # float32 at once on a CPU: 1 MiB, about a core's own cache
+_MOST_JOINED = 2**28  # weights that are copied to be joined: matrices of larger models are large enough as they are
+_LEAST_STEPS = 16  # after which the copy is paid for
 
 # Of a layer, the queries, keys and values ``[token, head, width]`` to the attended values ``[token, head * width]``.
 Attend = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
@@ -39,6 +43,7 @@ class LeanBody:
     def __init__(self, body: Any) -> None:
         self.body = body
         self._modules = list(body.modules())
+        self._joined: list[_Joined] | None = None
 
     def usable(self) -> bool:
         """Whether nothing asks for the modules' own forward passes: hooks, autocast, gradient checkpointing."""
@@ -84,23 +89,99 @@ class LeanBody:
 
         return self._run(ids, cache.positions, attend)
 
+    @contextlib.contextmanager
+    def joined(self, steps: int) -> Iterator[None]:
+        """Within it, products of one layer that read the same states are one product; the weights must not change.
+
+        Parameters
+        ----------
+        steps
+            How often the body is to run, at most.
+        """
+        if steps >= _LEAST_STEPS and not torch.is_grad_enabled():
+            self._joined = _joined_layers(self.body)
+        try:
+            yield
+        finally:
+            self._joined = None
+
     def _run(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         body = self.body
         hidden = body.embed_tokens(ids)
         cos, sin = (part.flatten(0, 1)[:, None] for part in body.rotary_emb(hidden[None], positions))
-        for layer in body.layers:
-            attention = layer.self_attn
+        for number, layer in enumerate(body.layers):
+            attention, joined = layer.self_attn, self._joined[number] if self._joined else _APART
             states = _normed(layer.input_layernorm, hidden)
-            query, key, value = (
-                project(states).unflatten(1, (-1, attention.head_dim))
-                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )
-            if hasattr(attention, "q_norm"):
-                query, key = _normed(attention.q_norm, query), _normed(attention.k_norm, key)
-            query, key = (_Rotation.apply(part, cos, sin) for part in (query, key))
+            query, key, value = _heads(attention, states, joined.qkv, cos, sin)
             hidden = hidden + attention.o_proj(attend(attention, query, key, value))
-            hidden = hidden + _gated(layer.mlp, _normed(layer.post_attention_layernorm, hidden))
+            states = _normed(layer.post_attention_layernorm, hidden)
+            hidden = hidden + _gated(layer.mlp, states, joined.gate_up)
         return _normed(body.norm, hidden)
+
+
+@dataclass(frozen=True, eq=False)
+class _Joint:
+    """Linear maps of one input as one."""
+
+    weight: Float[Tensor, "width out"]
+    bias: Float[Tensor, " out"] | None
+    sizes: tuple[int, ...]
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """All products side by side."""
+        return states @ self.weight if self.bias is None else torch.addmm(self.bias, states, self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class _Joined:
+    """What of a layer is joined."""
+
+    qkv: _Joint | None = None
+    gate_up: _Joint | None = None
+
+
+_APART = _Joined()
+
+
+def _joined_layers(body: Any) -> list[_Joined] | None:
+    """Of each layer the joined maps; None where one is no plain matrix, or they would take too much memory."""
+    found, weights = [], 0
+    for layer in body.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        groups = ((attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj))
+        maps = [one for group in groups for one in group]
+        weights += sum(one.weight.numel() for one in maps if _is_plain(one))
+        if weights > _MOST_JOINED or not all(_is_plain(one) for one in maps):
+            return None
+        found.append(_Joined(*(_joint(group) for group in groups)))
+    return found
+
+
+def _joint(maps: Sequence[nn.Linear]) -> _Joint:
+    biases = [one.bias for one in maps]
+    given: list[Tensor] = [bias for bias in biases if bias is not None]
+    if given:  # Qwen2 has them in all three
+        like = maps[0].weight
+        given = [like.new_zeros(len(one.weight)) if one.bias is None else one.bias for one in maps]
+    weight = torch.cat([one.weight.data for one in maps])
+    return _Joint(weight.t(), torch.cat(given) if given else None, tuple(len(one.weight) for one in maps))
+
+
+def _heads(attention: Any, states: Tensor, joint: _Joint | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values ``[token, head, width]``, the first two rotated."""
+    maps, width = (attention.q_proj, attention.k_proj, attention.v_proj), attention.head_dim
+    if joint is None:
+        query, key, value = (project(states).unflatten(1, (-1, width)) for project in maps)
+    else:
+        queries, keys, values = (size // width for size in joint.sizes)
+        heads = joint(states).unflatten(1, (-1, width))
+        if not hasattr(attention, "q_norm"):
+            query, key = _rotated(heads[:, : queries + keys], cos, sin).split([queries, keys], 1)
+            return query, key, heads[:, queries + keys :]
+        query, key, value = heads.split([queries, keys, values], 1)
+    if hasattr(attention, "q_norm"):
+        query, key = _normed(attention.q_norm, query), _normed(attention.k_norm, key)
+    return _rotated(query, cos, sin), _rotated(key, cos, sin), value
 
 
 def lean_body(body: Any) -> LeanBody | None:
@@ -133,18 +214,33 @@ def _settings(attention: Any) -> tuple[float, None, int | None, float]:
     return attention.scaling, None, window, attention.attention_dropout if attention.training else 0.0
 
 
+def _is_plain(linear: Any) -> bool:
+    """Whether it is one matrix (and a bias): no adapter, nothing quantized."""
+    return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter and type(linear.weight.data) is Tensor
+
+
+# Without gradients, as in decoding, the detour through autograd is a tenth of what stands between products.
+
+
 def _normed(norm: Any, x: Tensor) -> Tensor:
-    normed: Tensor = _RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
+    given = (x, norm.weight, norm.variance_epsilon)
+    normed: Tensor = _RMSNorm.apply(*given) if torch.is_grad_enabled() else _rms_norm(*given)[0]
     return normed
 
 
-def _gated(mlp: Any, states: Tensor) -> Tensor:
-    gate, up = mlp.gate_proj(states), mlp.up_proj(states)
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    rotated: Tensor = _Rotation.apply(x, cos, sin) if torch.is_grad_enabled() else _rotate(x, cos, sin)
+    return rotated
+
+
+def _gated(mlp: Any, states: Tensor, joint: _Joint | None) -> Tensor:
+    gate, up = (mlp.gate_proj(states), mlp.up_proj(states)) if joint is None else joint(states).split(joint.sizes, 1)
     down = mlp.down_proj
-    if type(down) is nn.Linear and type(down.weight) is nn.Parameter and type(down.weight.data) is Tensor:
+    if torch.is_grad_enabled() and _is_plain(down):
         product: Tensor = _GatedProduct.apply(gate, up, down.weight)
         return product if down.bias is None else product + down.bias
-    gated: Tensor = down(_Gate.apply(gate, up))
+    active = _Gate.apply(gate, up) if torch.is_grad_enabled() else functional.silu(gate).mul_(up)
+    gated: Tensor = down(active)
     return gated
 
 
@@ -163,24 +259,30 @@ def _inverse_rms(z: Tensor, epsilon: float) -> Tensor:
     return squares.div_(z.shape[1]).add_(epsilon).rsqrt_()
 
 
+def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The normalised rows, rounded before the weight as the models do it, and one number per row."""
+    flat = x.reshape(-1, x.shape[-1])
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if flat.numel() <= _BLOCK_ELEMENTS:
+        z = flat.to(wide, copy=True)
+        scale = _inverse_rms(z, epsilon)
+        out = z.mul_(scale).to(x.dtype)
+    else:
+        out, scale = torch.empty_like(flat), flat.new_empty((len(flat), 1), dtype=wide)
+        for rows, z in _blocks(flat):
+            scale[rows] = _inverse_rms(z, epsilon)
+            out[rows] = z.mul_(scale[rows])
+    return out.mul_(weight).view(x.shape), scale
+
+
 class _RMSNorm(torch.autograd.Function):
     r""":math:`w \, x / \sqrt{\mathrm{mean}(x^2) + \epsilon}`; keeps one number per row beside its input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        wide = torch.promote_types(x.dtype, torch.float32)
-        if flat.numel() <= _BLOCK_ELEMENTS:
-            z = flat.to(wide, copy=True)
-            scale = _inverse_rms(z, epsilon)
-            out = z.mul_(scale).to(x.dtype)
-        else:
-            out, scale = torch.empty_like(flat), flat.new_empty((len(flat), 1), dtype=wide)
-            for rows, z in _blocks(flat):
-                scale[rows] = _inverse_rms(z, epsilon)
-                out[rows] = z.mul_(scale[rows])
+        out, scale = _rms_norm(x, weight, epsilon)
         ctx.save_for_backward(x, weight, scale)
-        return out.mul_(weight).view(x.shape)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -200,17 +302,21 @@ class _RMSNorm(torch.autograd.Function):
         return for_x.view(x.shape), for_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None, None
 
 
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    out = x * cos
+    (first, second), (low, high), (new_low, new_high) = (part.chunk(2, -1) for part in (sin, x, out))
+    new_low.addcmul_(high, first, value=-1)
+    new_high.addcmul_(low, second)
+    return out
+
+
 class _Rotation(torch.autograd.Function):
     """Rotary position embedding of ``[token, head, width]`` by cosines and sines ``[token, 1, width]``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        out = x * cos
-        (first, second), (low, high), (new_low, new_high) = (part.chunk(2, -1) for part in (sin, x, out))
-        new_low.addcmul_(high, first, value=-1)
-        new_high.addcmul_(low, second)
-        return out
+        return _rotate(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
