@@ -14,11 +14,11 @@ from tempfile import TemporaryDirectory
 import tyro
 
 from thrifty.align.adapter import train_last_layers
+from thrifty.align.asking import Sampling
 from thrifty.align.base import Training
 from thrifty.align.job import as_record
 from thrifty.align.log import LONGEST_ANSWER, as_logged
 from thrifty.align.one_shot_rlvr import OneShotRLVR
-from thrifty.align.rollouts import Sampling
 from thrifty.align.training import train
 from thrifty.core.run import Run
 from thrifty.data.tasks import arithmetic

@@ -17,6 +17,7 @@ from thrifty import cli
 from thrifty.align import log, validation
 from thrifty.align.a_lol import ALoL
 from thrifty.align.base import NothingToLearnError, Training
+from thrifty.align.learning import Logged, learn
 from thrifty.align.leftover import VARIANTS, Variant, a_lol_loss
 from thrifty.align.priority import Weighted, priority_weights
 from thrifty.align.prompt_value import (
@@ -28,7 +29,7 @@ from thrifty.align.prompt_value import (
     prompt_values,
     values_of,
 )
-from thrifty.align.training import Logged, learn, train
+from thrifty.align.training import train
 from thrifty.align.validation import Selecting, Validation
 from thrifty.align.values import ValueSettings, with_values
 from thrifty.core.checkpoint import load_tree

@@ -11,16 +11,17 @@ import pytest
 import torch
 
 from thrifty import cli
-from thrifty.align import addition, arithmetic
+from thrifty.align import arithmetic
 from thrifty.align.a_lol import ALoL
 from thrifty.align.adapter import train_last_layers
+from thrifty.align.asking import Sampling
 from thrifty.align.base import Training, overridden
 from thrifty.align.evaluate import Accuracy, evaluate
 from thrifty.align.grpo import ppo_clip
 from thrifty.align.log import INSTRUCTION, as_logged, embedded_log, read_log
 from thrifty.align.raft import RAFT
 from thrifty.align.reference import with_behaviour_logps
-from thrifty.align.rollouts import Sampling
+from thrifty.align.settings import addition
 from thrifty.align.sft import SFT
 from thrifty.align.topr import TOPR
 from thrifty.align.training import iterate, train

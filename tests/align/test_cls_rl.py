@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thrifty.align.asking import Answered
 from thrifty.align.classifier import Asking, Classifier
 from thrifty.align.classify import (
     Example,
@@ -26,7 +27,6 @@ from thrifty.align.classify import (
 )
 from thrifty.align.cls_rl import CLSRL, ClassReward
 from thrifty.align.credit import group_normalised
-from thrifty.align.rollouts import Answered
 from thrifty.align.small_vlm import DIRECT, THINKING, lesson
 from thrifty.core.errors import InputError
 from thrifty.core.run import Run, read_metrics
@@ -326,8 +326,8 @@ def test_the_command_classifies_pictures_and_the_result_is_loaded_as_usual(tmp_p
 def test_rewards_move_a_seeing_model_and_the_reference_stays(tmp_path: Path) -> None:
     from tests.lm.test_images import llava
 
+    from thrifty.align.asking import Sampling
     from thrifty.align.base import Training
-    from thrifty.align.rollouts import Sampling
     from thrifty.align.training import train
 
     class Cats:

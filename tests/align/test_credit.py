@@ -15,10 +15,10 @@ from thrifty.align.credit import (
     group_normalised,
     group_statistics,
     leave_one_out,
-    rewards_to_go,
     whiten,
 )
 from thrifty.core.errors import InputError
+from thrifty.reward.steps import rewards_to_go
 
 REWARDS = st.lists(st.tuples(st.integers(0, 3), st.floats(-3, 3, width=32)), min_size=1, max_size=24)
 
@@ -99,13 +99,6 @@ def test_gae_with_full_trace_is_return_minus_value(seed: int) -> None:
     advantages, returns = generalised_advantage(rewards * mask, values, mask, 1.0, 1.0)
     torch.testing.assert_close(returns, rewards_to_go(rewards, mask))
     torch.testing.assert_close(advantages, (rewards_to_go(rewards, mask) - values) * mask)
-
-
-def test_rewards_to_go_with_discount() -> None:
-    mask = torch.tensor([[True, True, False]])
-    found = rewards_to_go(torch.tensor([[1.0, 2.0, 50.0]]), mask, 0.5)
-    assert found.tolist() == [[2.0, 2.0, 0.0]]
-    assert rewards_to_go(torch.tensor([[1.0, 2.0, 50.0]]), mask).tolist() == [[3.0, 2.0, 0.0]]
 
 
 def test_whitening_looks_at_the_masked_entries_only() -> None:

@@ -19,8 +19,8 @@ from thrifty.align.base import Training
 from thrifty.align.conditioned import KNOWN_TURNS, ConditionedTemplate, Turns
 from thrifty.align.nll import weighted_nll
 from thrifty.align.openchat import OpenChat, auto_learning_rate, beta_for_ratio, class_weight
+from thrifty.align.settings.sums import last_number, right, sums_tokenizer
 from thrifty.align.sources import parse_weights
-from thrifty.align.sums import last_number, right, sums_tokenizer
 from thrifty.align.training import train
 from thrifty.core.errors import InputError
 from thrifty.core.run import Run

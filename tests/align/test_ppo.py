@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from thrifty.align.asking import Asker, Sampling
 from thrifty.align.base import ActorCritic, Training
 from thrifty.align.credit import generalised_advantage, whiten
 from thrifty.align.critic import ValueModel, last_values, without_dropout
 from thrifty.align.ppo import PPO, clipped_value_loss, rlvr_token_reward
-from thrifty.align.rollouts import Asker, Sampling
 from thrifty.align.training import train
 from thrifty.core.errors import InputError
 from thrifty.core.loop import StoppedError

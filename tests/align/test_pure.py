@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from thrifty.align.asking import Asker, Sampling
 from thrifty.align.equations import EquationSteps, ask_for_steps
 from thrifty.align.process_worth import ProcessWorth
 from thrifty.align.pure import PURE, with_answers
-from thrifty.align.rollouts import Asker, Sampling
 from thrifty.align.step_returns import StepReturns
 from thrifty.align.training import train
 from thrifty.cli import main

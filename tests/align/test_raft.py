@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from thrifty import cli
+from thrifty.align.asking import Sampling
 from thrifty.align.base import Training
 from thrifty.align.best_of import first_of_each, select_best
 from thrifty.align.diversity import distinct_n
 from thrifty.align.nll import weighted_nll
 from thrifty.align.raft import RAFT, kl_regularised
-from thrifty.align.rollouts import Sampling
 from thrifty.align.sft import SFT
 from thrifty.align.tidy import Tidied, Tidiness, cut_at
 from thrifty.align.training import iterate, train
@@ -30,7 +30,7 @@ from thrifty.data.readers import write_jsonl
 from thrifty.lm.draw import Draw
 from thrifty.lm.load import load_lm
 from thrifty.lm.logps import token_logps
-from thrifty.lm.sampler import ModelSampler
+from thrifty.lm.sampler import ModelSampler, Request
 from thrifty.lm.sequences import Sequences
 
 Tiny = tuple[Any, Any]
@@ -222,7 +222,7 @@ def test_answers_are_discarded_by_marker_and_length() -> None:
 def test_sampled_answers_are_cut_and_their_ends_have_the_policy_s_probability(tiny: Tiny) -> None:
     model, tokenizer = tiny
     sampler = Tidied(ModelSampler(model, tokenizer), model, tokenizer, Tidiness("dog", "cat", 1))
-    found = sampler.sample(["what is 1", "the sum"], 24, max_new_tokens=6, draw=Draw(), seed=3)
+    found = sampler.sample(["what is 1", "the sum"], Request(24, max_new_tokens=6, draw=Draw(), seed=3))
     texts = found.texts(tokenizer)
     assert not any("dog" in text for text in texts)
     expected = ["cat" in text or not text.strip() for text in texts]

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from thrifty.align.asking import Answered, Asker, Sampling, as_records
 from thrifty.align.base import Objective, Training
 from thrifty.align.grpo import GRPO
 from thrifty.align.reference import Reference
-from thrifty.align.rollouts import Answered, Asker, Rollouts, Sampling, as_records
+from thrifty.align.rollouts import Rollouts
 from thrifty.align.sft import SFT
 from thrifty.align.training import train
 from thrifty.core.errors import InputError, RunError

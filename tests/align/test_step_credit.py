@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from thrifty.align.credit import rewards_to_go
 from thrifty.align.step_credit import (
     less_step_baseline,
     min_form,
@@ -19,6 +18,7 @@ from thrifty.align.step_credit import (
     whiten_nonzero,
 )
 from thrifty.core.errors import InputError
+from thrifty.reward.steps import rewards_to_go
 
 WORKED = torch.tensor([[0.8, -0.4, 0.6]], dtype=torch.float64)
 STEPS = torch.ones(1, 3, dtype=torch.bool)

@@ -7,10 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from thrifty.align import steps_task
 from thrifty.align.process_worth import ProcessWorth
 from thrifty.align.pure import PURE
-from thrifty.align.sum_chains import ANSWER, END, LONGEST, SEPARATOR, Rule, StepScores, prompt_of, running_sums, verify
+from thrifty.align.settings import steps_task
+from thrifty.align.settings.sum_chains import (
+    ANSWER,
+    END,
+    LONGEST,
+    SEPARATOR,
+    Rule,
+    StepScores,
+    prompt_of,
+    running_sums,
+    verify,
+)
 
 EXACT = StepScores(good=0.8, wrong=-0.8, filler=0.25, solved=0.9, unsolved=-0.7, noise=0.0)
 PROMPT = prompt_of([3, 4, 0, 1, 2])

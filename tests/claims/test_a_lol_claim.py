@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from thrifty.align import addition
+from thrifty.align.settings import addition
 from thrifty.claims import a_lol
 from thrifty.claims.harness import reproduce
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from thrifty.align import reviews
+from thrifty.align.settings import reviews
 from thrifty.claims import raft
 from thrifty.claims.harness import reproduce
 

@@ -15,6 +15,7 @@ from thrifty.lm.draw import Draw
 from thrifty.lm.image_sampler import ImageTextSampler
 from thrifty.lm.images import ImagePrompt, ImagePrompts, Processed
 from thrifty.lm.logps import token_logps
+from thrifty.lm.sampler import Request
 
 PICTURE = 100
 TEXT = {
@@ -135,7 +136,7 @@ def test_what_a_family_samples_has_the_probability_it_gives(family: Any) -> None
     store = Given(made)
     store.attach(model)
     asked = [ImagePrompt("", number) for number in range(2)]
-    answers = ImageTextSampler(model, store.tokenizer).sample(asked, 4, max_new_tokens=5, draw=Draw(), seed=1)
+    answers = ImageTextSampler(model, store.tokenizer).sample(asked, Request(4, max_new_tokens=5, draw=Draw(), seed=1))
     assert (fast.picture_tokens(model, store, [0, 1]) is not None) == FAMILIES[family]
     plain = ~((answers.input_ids == PICTURE) & answers.response_mask).any(1)
     assert plain.sum() > 4
@@ -151,6 +152,6 @@ def test_a_model_that_looks_ahead_in_its_answers_is_refused() -> None:
     whole.attach(model)
     model.eval()
     asked = [ImagePrompt("", number) for number in range(2)]
-    answers = ImageTextSampler(model, whole.tokenizer).sample(asked, 2, max_new_tokens=5, draw=Draw(), seed=1)
+    answers = ImageTextSampler(model, whole.tokenizer).sample(asked, Request(2, max_new_tokens=5, draw=Draw(), seed=1))
     with pytest.raises(InputError, match="PaliGemmaForConditionalGeneration looks ahead in its answers"):
         token_logps(model, answers)

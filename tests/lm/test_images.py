@@ -19,6 +19,7 @@ from thrifty.lm.image_sampler import ImageTextSampler
 from thrifty.lm.images import IMAGE_PROMPT, ImagePrompt, ImagePrompts
 from thrifty.lm.load import is_vlm, load_vlm
 from thrifty.lm.logps import token_logps
+from thrifty.lm.sampler import Request
 from thrifty.lm.sequences import Sequences
 
 TEMPLATE = (
@@ -143,7 +144,9 @@ def both(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 def test_samples_have_the_probabilities_that_the_model_gives_them(both: tuple[Any, Any]) -> None:
     model, processor = both
     store, prompts = asked(model, processor)
-    answers = ImageTextSampler(model, processor.tokenizer).sample(prompts, 3, max_new_tokens=5, draw=Draw(), seed=1)
+    answers = ImageTextSampler(model, processor.tokenizer).sample(
+        prompts, Request(3, max_new_tokens=5, draw=Draw(), seed=1)
+    )
     assert answers["group"].tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
     assert answers[IMAGE_PROMPT].tolist() == answers["group"].tolist()
     logps = token_logps(model, answers)
@@ -190,7 +193,7 @@ def test_the_fast_way_and_the_model_s_own_agree_in_values_gradients_and_samples(
         logps = token_logps(model, rows)
         (logps * torch.arange(1, 4)[:, None]).sum().backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-        answers = sampler.sample(prompts, 2, max_new_tokens=4, draw=Draw(0.8, top_k=9), seed=3)
+        answers = sampler.sample(prompts, Request(2, max_new_tokens=4, draw=Draw(0.8, top_k=9), seed=3))
         found.append((logps.detach(), gradients, answers))
     (left, left_gradients, left_answers), (right, right_gradients, right_answers) = found
     torch.testing.assert_close(left, right, atol=1e-5, rtol=0)
@@ -230,8 +233,8 @@ def test_a_part_of_the_prompts_gets_the_same_answers(both: tuple[Any, Any]) -> N
     model, processor = both
     _, prompts = asked(model, processor)
     sampler = ImageTextSampler(model, processor.tokenizer, batch_size=2)
-    whole = sampler.sample(prompts, 2, max_new_tokens=4, draw=Draw(), seed=5)
-    part = sampler.sample([prompts[2]], 2, max_new_tokens=4, draw=Draw(), seed=5, numbering=(4, [2]))
+    whole = sampler.sample(prompts, Request(2, max_new_tokens=4, draw=Draw(), seed=5))
+    part = sampler.sample([prompts[2]], Request(2, max_new_tokens=4, draw=Draw(), seed=5, numbering=(4, [2])))
     expected = whole.select(whole["group"] == 2).trim()
     assert torch.equal(part.input_ids, expected.input_ids)
 
@@ -240,10 +243,10 @@ def test_own_settings_of_generation_do_not_change_what_is_drawn() -> None:
     model, processor = qwen()
     _, prompts = asked(model, processor)
     sampler = ImageTextSampler(model, processor.tokenizer)
-    plain = sampler.sample(prompts, 2, max_new_tokens=5, draw=Draw(), seed=2)
+    plain = sampler.sample(prompts, Request(2, max_new_tokens=5, draw=Draw(), seed=2))
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.temperature = 0.1
-    again = sampler.sample(prompts, 2, max_new_tokens=5, draw=Draw(), seed=2)
+    again = sampler.sample(prompts, Request(2, max_new_tokens=5, draw=Draw(), seed=2))
     assert torch.equal(plain.input_ids, again.input_ids)
     assert model.generation_config.repetition_penalty == 5.0
 
@@ -259,7 +262,9 @@ def test_several_pictures_or_none() -> None:
     for row in range(3):
         expected = by_hand(model, store, rows, row)
         torch.testing.assert_close(logps[row, : len(expected)].detach(), expected, atol=1e-5, rtol=0)
-    answers = ImageTextSampler(model, processor.tokenizer).sample(prompts, 1, max_new_tokens=3, draw=Draw(), seed=0)
+    answers = ImageTextSampler(model, processor.tokenizer).sample(
+        prompts, Request(1, max_new_tokens=3, draw=Draw(), seed=0)
+    )
     assert answers["group"].tolist() == [0, 1, 2]
 
 
@@ -342,6 +347,6 @@ def test_pictures_that_nobody_attached_are_asked_for() -> None:
         token_logps(other, rows)
     sampler = ImageTextSampler(model, processor.tokenizer)
     with pytest.raises(InputError, match="'what' is no prompt of an ImagePrompts"):
-        sampler.sample(["what"], 1, max_new_tokens=2, draw=Draw(), seed=0)  # type: ignore[list-item]
+        sampler.sample(["what"], Request(1, max_new_tokens=2, draw=Draw(), seed=0))  # type: ignore[list-item]
     with pytest.raises(InputError, match="there are no prompts"):
-        sampler.sample([], 1, max_new_tokens=2, draw=Draw(), seed=0)
+        sampler.sample([], Request(1, max_new_tokens=2, draw=Draw(), seed=0))

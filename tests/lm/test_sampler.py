@@ -13,7 +13,7 @@ from tests.lm.conftest import make_model, make_tokenizer
 from thrifty.core.errors import InputError
 from thrifty.lm.draw import Draw
 from thrifty.lm.sample import sample
-from thrifty.lm.sampler import ModelSampler, Sampler, VLLMSampler
+from thrifty.lm.sampler import ModelSampler, Request, Sampler, VLLMSampler
 
 
 class FakeEngine:
@@ -41,7 +41,7 @@ class FakeEngine:
 def test_vllm_answers_become_sequences() -> None:
     engine = FakeEngine()
     sampler: Sampler = VLLMSampler(engine, make_tokenizer(), stop_ids=[4])
-    drawn = sampler.sample([[20, 21], [30]], 2, max_new_tokens=5, draw=Draw(0.7, top_k=9, top_p=0.8), seed=3)
+    drawn = sampler.sample([[20, 21], [30]], Request(2, max_new_tokens=5, draw=Draw(0.7, top_k=9, top_p=0.8), seed=3))
     assert drawn.input_ids.tolist() == [[20, 21, 20, 0], [20, 21, 20, 20], [30, 30, 0, 0], [30, 30, 30, 0]]
     assert drawn.response_mask.sum(1).tolist() == [1, 2, 1, 2]
     assert drawn["behaviour_logps"].tolist() == [
@@ -59,13 +59,15 @@ def test_vllm_answers_become_sequences() -> None:
 
 def test_greedy_is_temperature_zero_for_vllm() -> None:
     engine = FakeEngine()
-    VLLMSampler(engine, make_tokenizer()).sample([[20]], 1, max_new_tokens=5, draw=Draw(greedy=True), seed=0)
+    VLLMSampler(engine, make_tokenizer()).sample([[20]], Request(1, max_new_tokens=5, draw=Draw(greedy=True), seed=0))
     assert (engine.params.temperature, engine.params.top_k, engine.params.top_p) == (0.0, -1, 1.0)
 
 
 def test_an_engine_that_returns_too_few_is_not_believed() -> None:
     with pytest.raises(InputError, match="returned 1 samples of prompt 0, 2 were asked for"):
-        VLLMSampler(FakeEngine(spare=1), make_tokenizer()).sample([[20]], 2, max_new_tokens=5, draw=Draw(), seed=0)
+        VLLMSampler(FakeEngine(spare=1), make_tokenizer()).sample(
+            [[20]], Request(2, max_new_tokens=5, draw=Draw(), seed=0)
+        )
 
 
 def test_without_vllm_installed_there_is_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +86,7 @@ def test_without_vllm_installed_there_is_a_cure(monkeypatch: pytest.MonkeyPatch)
 def test_the_model_sampler_is_sample() -> None:
     model, tokenizer = make_model("llama"), make_tokenizer()
     sampler: Sampler = ModelSampler(model, tokenizer, batch_size=2)
-    ours = sampler.sample(["one plus two"], 3, max_new_tokens=6, draw=Draw(0.8, top_k=20), seed=4)
+    ours = sampler.sample(["one plus two"], Request(3, max_new_tokens=6, draw=Draw(0.8, top_k=20), seed=4))
     expected = sample(model, tokenizer, ["one plus two"], 3, max_new_tokens=6, temperature=0.8, top_k=20, generator=4)
     assert torch.equal(ours.input_ids, expected.input_ids)
 

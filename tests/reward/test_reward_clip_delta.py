@@ -10,7 +10,7 @@ from torch import Tensor
 
 from thrifty.core.errors import InputError
 from thrifty.reward.reward_clip_delta import ClipDelta, Refinement, quantile_threshold, shape_process_reward
-from thrifty.reward.steps import StepRewards, returns
+from thrifty.reward.steps import StepRewards, rewards_to_go
 
 ETA = 0.85
 WORKED = [0.9, 0.95, 0.4, 0.8]
@@ -22,7 +22,7 @@ def shape(scores: list[float], method: Refinement, padding: int = 0, **more: flo
     mask = torch.tensor([[True] * len(scores) + [False] * padding])
     shaped = shape_process_reward(score, mask, method=method, **{"eta": ETA, **more})
     assert (shaped[:, len(scores) :] == 0).all()
-    return shaped[0, : len(scores)].tolist(), returns(shaped, mask)[0, : len(scores)].tolist()
+    return shaped[0, : len(scores)].tolist(), rewards_to_go(shaped, mask)[0, : len(scores)].tolist()
 
 
 @pytest.mark.parametrize("padding", [0, 3])
@@ -60,7 +60,7 @@ def test_delta_telescopes_to_all_scores_but_the_last(rows: list[list[float]]) ->
     expected = torch.zeros_like(steps.score)
     for number, row in enumerate(rows):
         expected[number, : len(row) - 1] = torch.tensor(row[:-1])
-    torch.testing.assert_close(returns(shaped, steps.step_mask), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rewards_to_go(shaped, steps.step_mask), expected, atol=1e-5, rtol=0)
 
 
 @given(SCORES, st.floats(ETA, 1), st.integers(1, 4), st.data())

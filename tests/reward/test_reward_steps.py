@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thrifty.core.errors import InputError
-from thrifty.reward.steps import StepRewards, returns, split_text, split_tokens, to_token_rewards
+from thrifty.reward.steps import StepRewards, rewards_to_go, split_text, split_tokens, to_token_rewards
 
 
 def test_texts_are_split_at_blank_lines() -> None:
@@ -94,10 +94,16 @@ def test_a_long_response_is_decoded_a_bounded_number_of_times(tokenizer: Any) ->
     assert decoded < 3 * len(ids)
 
 
-def test_returns_are_reverse_sums() -> None:
+def test_rewards_to_go_are_reverse_sums() -> None:
     reward = torch.tensor([[1.0, -2, 4], [3, 5, 100]])
     mask = torch.tensor([[True, True, True], [True, True, False]])
-    assert returns(reward, mask).tolist() == [[3, 2, 4], [8, 5, 0]]
+    assert rewards_to_go(reward, mask).tolist() == [[3, 2, 4], [8, 5, 0]]
+
+
+def test_rewards_to_go_with_discount() -> None:
+    mask = torch.tensor([[True, True, False]])
+    found = rewards_to_go(torch.tensor([[1.0, 2.0, 50.0]]), mask, 0.5)
+    assert found.tolist() == [[2.0, 2.0, 0.0]]
 
 
 def test_rewards_stand_on_the_last_token_of_each_step() -> None:

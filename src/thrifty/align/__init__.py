@@ -1,6 +1,7 @@
 """Tune a language model from ratings, preferences, sources or verifiers."""
 
 from thrifty.align.a_lol import ALoL
+from thrifty.align.asking import Sampling
 from thrifty.align.base import Objective, Training
 from thrifty.align.dpo import DPO
 from thrifty.align.grpo import GRPO, ppo_clip
@@ -10,7 +11,6 @@ from thrifty.align.openchat import OpenChat
 from thrifty.align.ppo import PPO
 from thrifty.align.pure import PURE
 from thrifty.align.raft import RAFT
-from thrifty.align.rollouts import Sampling
 from thrifty.align.sft import SFT
 from thrifty.align.topr import TOPR
 from thrifty.align.tpo import TPO

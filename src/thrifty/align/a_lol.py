@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from thrifty.align.base import NothingToLearnError, Objective, Training
 from thrifty.align.job import Job
+from thrifty.align.learning import Logged, learn
 from thrifty.align.leftover import VARIANTS, Terms, Variant, a_lol_loss, worth_of
 from thrifty.align.log import read_log
 from thrifty.align.priority import priority_weights
 from thrifty.align.prompt_value import HeadKind
 from thrifty.align.reference import with_reference_logps
 from thrifty.align.sft import SFT
-from thrifty.align.training import Logged, learn, train
+from thrifty.align.training import train
 from thrifty.align.validation import Selecting, Validation, validation_of
 from thrifty.align.values import ValueSettings, with_values
 from thrifty.core.errors import InputError

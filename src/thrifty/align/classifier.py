@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from thrifty.align.asking import Record
 from thrifty.align.classify import Example, accepted, choice_prompt, read_examples
 from thrifty.align.job import Inputs, Job
-from thrifty.align.rollouts import Record
 from thrifty.align.small_vlm import SMALL, small_vlm
 from thrifty.core.errors import InputError
 from thrifty.core.run import Run
@@ -19,7 +19,7 @@ from thrifty.lm.image_sampler import ImageTextSampler
 from thrifty.lm.images import ImagePrompts
 from thrifty.lm.load import is_vlm, load_vlm
 from thrifty.lm.records import from_records
-from thrifty.lm.sampler import ModelSampler
+from thrifty.lm.sampler import ModelSampler, Request
 from thrifty.lm.sequences import Sequences
 from thrifty.reward.answers import answer_tag_accuracy
 
@@ -155,7 +155,8 @@ class Classifier:
     def answers(self, records: Sequence[Record], samples: int, max_new_tokens: int, draw: Draw, seed: int) -> Tested:
         """Answers to some prompts, ``samples`` to each."""
         prompts = [record["prompt"] for record in records]
-        found = self.sampler.sample(prompts, samples, max_new_tokens=max_new_tokens, draw=draw, seed=seed)
+        request = Request(samples, max_new_tokens=max_new_tokens, draw=draw, seed=seed)
+        found = self.sampler.sample(prompts, request)
         labels = [record["answer"] for record in records for _ in range(samples)]
         return Tested(found.texts(self.tokenizer), labels, float(found.response_lengths.float().mean()))
 

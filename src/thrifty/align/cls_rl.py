@@ -18,13 +18,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from thrifty.align.asking import Answered, Record, Sampling
 from thrifty.align.base import Training
 from thrifty.align.classifier import Asking, ClassificationJob, Classifier, Tested
 from thrifty.align.classify import Example, Setting, read_examples, split
 from thrifty.align.grpo import GRPO
 from thrifty.align.job import Inputs
 from thrifty.align.policy_gradient import Aggregation
-from thrifty.align.rollouts import Answered, Record, Sampling
 from thrifty.align.small_vlm import DIRECT, PICTURES, QUESTION, THINKING
 from thrifty.align.training import train
 from thrifty.core import processes

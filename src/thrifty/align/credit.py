@@ -98,20 +98,6 @@ def whiten(values: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"], epsilon: flo
     return (values - mean) * (variance + epsilon).rsqrt() * mask
 
 
-def rewards_to_go(
-    rewards: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"], discount: float = 1.0
-) -> Float[Tensor, "N T"]:
-    r""":math:`G_t = \sum_{t' \ge t} \gamma^{t'-t} r_{t'}` over the masked tokens; 0 elsewhere."""
-    rewards = rewards * mask
-    if discount == 1.0:
-        return rewards.flip(1).cumsum(1).flip(1) * mask
-    running, steps = rewards.new_zeros(len(rewards)), []
-    for column in rewards.flip(1).unbind(1):
-        running = column + discount * running
-        steps.append(running)
-    return torch.stack(steps[::-1], 1) * mask
-
-
 def generalised_advantage(
     rewards: Float[Tensor, "N T"],
     values: Float[Tensor, "N T"],

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 
+from thrifty.align.asking import Record
 from thrifty.align.recipe import user_text
-from thrifty.align.rollouts import Record
 from thrifty.core import processes
 from thrifty.core.atomic import write_json
 from thrifty.core.errors import InputError

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 
 from thrifty.align.adapter import merged, train_last_layers, with_lora
+from thrifty.align.asking import Record, Reward, Sampling
 from thrifty.align.base import Objective, Training, overridden
 from thrifty.align.evaluate import Accuracy, evaluate
 from thrifty.align.log import EMBEDDED_LOG, as_logged, read_log
-from thrifty.align.rollouts import Record, Reward, Sampling
 from thrifty.align.training import train
 from thrifty.core import processes
 from thrifty.core.errors import InputError

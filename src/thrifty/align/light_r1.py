@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from thrifty.align.asking import Reward
 from thrifty.align.curation import Matching, decontaminated
 from thrifty.align.dpo import DPO
 from thrifty.align.job import Job, as_record
@@ -20,7 +21,6 @@ from thrifty.align.light_r1_data import Curriculum, curriculum, rates, verified
 from thrifty.align.light_r1_questions import EMBEDDED, balanced, embedded_questions, programmed_teacher, read_teacher
 from thrifty.align.light_r1_stages import STAGES, answering, grpo, run_stage
 from thrifty.align.recipe import Evaluation, judged_by, own_answers, problem_sets, start_from
-from thrifty.align.rollouts import Reward
 from thrifty.core import processes
 from thrifty.core.errors import InputError
 from thrifty.core.method import register

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thrifty.align.asking import Record, Reward, Sampling
 from thrifty.align.job import Job
 from thrifty.align.recipe import own_answers
-from thrifty.align.rollouts import Record, Reward, Sampling
 from thrifty.core import processes
 from thrifty.core.atomic import write_json
 from thrifty.core.errors import InputError

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from thrifty.align.asking import Record
 from thrifty.align.job import Job, as_record
-from thrifty.align.rollouts import Record
 from thrifty.core.errors import InputError
 from thrifty.core.seeding import derive_seed, generator
 from thrifty.data.chains import Chains, operations

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from thrifty.align.asking import Record, Reward, Sampling
 from thrifty.align.base import Training
 from thrifty.align.dpo import DPO
 from thrifty.align.grpo import GRPO
@@ -15,7 +16,6 @@ from thrifty.align.job import Job
 from thrifty.align.light_r1_data import Curriculum, own_pairs, prompts_in_band, without_special_tokens
 from thrifty.align.merging import ties_merge
 from thrifty.align.recipe import kept, staged
-from thrifty.align.rollouts import Record, Reward, Sampling
 from thrifty.align.sft import SFT
 from thrifty.align.training import train
 from thrifty.core.errors import InputError

@@ -15,10 +15,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
 
+from thrifty.align.asking import Record, Sampling
 from thrifty.align.base import Training
 from thrifty.align.grpo import GRPO
 from thrifty.align.job import Job
-from thrifty.align.rollouts import Record, Sampling
 from thrifty.core.errors import InputError, nearest
 from thrifty.core.method import register
 from thrifty.select.history import AccuracyHistory

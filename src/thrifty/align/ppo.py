@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from thrifty.align.asking import Sampling
 from thrifty.align.base import Objective, Training
 from thrifty.align.credit import at_last_token, generalised_advantage, whiten
 from thrifty.align.critic import ValueModel, without_dropout
 from thrifty.align.policy_gradient import aggregate, clipped_policy_loss, policy_ratio
-from thrifty.align.rollouts import Sampling
 from thrifty.core.errors import InputError
 from thrifty.core.loop import Loss
 from thrifty.lm.logps import token_logps

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thrifty.align.rollouts import Answered, Record
+from thrifty.align.asking import Answered, Record
 from thrifty.reward.base import Reward, Text, score
 from thrifty.reward.steps import StepRewards, to_token_rewards
 

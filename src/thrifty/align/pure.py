@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from thrifty.align.asking import Record, Sampling
 from thrifty.align.base import Training
 from thrifty.align.equations import EquationSteps, ask_for_steps
 from thrifty.align.job import Job, as_record
 from thrifty.align.process_worth import ProcessWorth, StepScorer
-from thrifty.align.rollouts import Record, Sampling
 from thrifty.align.step_credit import CreditForm, min_form, repeated_share
 from thrifty.align.step_returns import StepReturns
 from thrifty.core.errors import InputError

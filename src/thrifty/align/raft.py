@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from thrifty.align.asking import Sampling
 from thrifty.align.base import NothingToLearnError, Objective, Training
 from thrifty.align.best_of import Strategy, Ties, first_of_each, select_best
 from thrifty.align.credit import equal_groups
 from thrifty.align.diversity import distinct_n, spoken
 from thrifty.align.job import Job
 from thrifty.align.reference import with_behaviour_logps, with_reference_logps
-from thrifty.align.rollouts import Sampling
 from thrifty.align.sft import SFT
 from thrifty.align.tidy import Tidied, Tidiness
 from thrifty.align.training import iterate, train

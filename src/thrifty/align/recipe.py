@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.align.adapter import merged
+from thrifty.align.asking import Asker, Record, Reward, Sampling
 from thrifty.align.job import Job, as_record
-from thrifty.align.rollouts import Asker, Record, Reward, Sampling
 from thrifty.core import processes
 from thrifty.core.atomic import write_json
 from thrifty.core.errors import InputError, NotFoundError

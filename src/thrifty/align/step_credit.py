@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from thrifty.align.credit import group_statistics, rewards_to_go, whiten
+from thrifty.align.credit import group_statistics, whiten
 from thrifty.core.errors import InputError
+from thrifty.reward.steps import rewards_to_go
 
 CreditForm = Literal["transform", "strict", "sum"]
 StepBaseline = Literal["token", "step"]

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from thrifty.align.base import Objective, Training
-from thrifty.align.credit import at_last_token, group_statistics, leave_one_out, rewards_to_go
+from thrifty.align.credit import at_last_token, group_statistics, leave_one_out
 from thrifty.align.grpo import GRPO
 from thrifty.align.policy_gradient import Aggregation, k3_divergence, policy_ratio
 from thrifty.align.step_credit import (
@@ -28,6 +28,7 @@ from thrifty.core.errors import InputError
 from thrifty.core.loop import Loss
 from thrifty.lm.logps import token_logps
 from thrifty.lm.sequences import Sequences
+from thrifty.reward.steps import rewards_to_go
 
 
 @dataclass(frozen=True)

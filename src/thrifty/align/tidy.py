@@ -14,9 +14,8 @@ from thrifty.align.reference import column_of_logps
 from thrifty.core.errors import InputError
 from thrifty.lm.backbone import evaluating
 from thrifty.lm.chat import Prompt
-from thrifty.lm.draw import Draw
 from thrifty.lm.logps import token_logps
-from thrifty.lm.sampler import Numbering, Sampler
+from thrifty.lm.sampler import Request, Sampler
 from thrifty.lm.sequences import Sequences
 
 
@@ -81,22 +80,11 @@ class Tidied:
     tokenizer: Any
     tidiness: Tidiness
 
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        n: int,
-        *,
-        max_new_tokens: int,
-        draw: Draw,
-        seed: int,
-        numbering: Numbering | None = None,
-    ) -> Sequences:
+    def sample(self, prompts: Sequence[Prompt], request: Request) -> Sequences:
         """See :class:`thrifty.lm.sampler.Sampler`; with a column ``discarded [N]``."""
-        answers = self.sampler.sample(
-            prompts, n, max_new_tokens=max_new_tokens, draw=draw, seed=seed, numbering=numbering
-        )
+        answers = self.sampler.sample(prompts, request)
         if self.tidiness.turn_marker is not None:
-            answers = self._cut(answers, self.tidiness.turn_marker, draw.temperature)
+            answers = self._cut(answers, self.tidiness.turn_marker, request.draw.temperature)
         discarded = self.tidiness.discarded(answers.texts(self.tokenizer))
         return answers.with_columns(discarded=discarded.to(answers.device))
 

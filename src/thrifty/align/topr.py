@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from thrifty.align.asking import Sampling, signed
 from thrifty.align.base import Objective, Training
 from thrifty.align.job import Job
 from thrifty.align.ratios import Limits, Ratio, importance_log_ratio, ratio_weighted_loss, truncated_ratio
 from thrifty.align.reference import with_behaviour_logps
-from thrifty.align.rollouts import Sampling, signed
 from thrifty.align.training import iterate, train
 from thrifty.core.errors import InputError
 from thrifty.core.loop import Loss

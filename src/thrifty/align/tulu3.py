@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from thrifty.align.asking import Record, Reward, Sampling
 from thrifty.align.base import Training
 from thrifty.align.critic import RewardModelling, ValueModel
 from thrifty.align.curation import Matching, decontaminated, mixed, mixes
@@ -21,7 +22,6 @@ from thrifty.align.dpo import DPO
 from thrifty.align.job import Job
 from thrifty.align.ppo import PPO, Place
 from thrifty.align.recipe import Evaluation, judged_by, kept, problem_sets, staged, start_from, task_sets
-from thrifty.align.rollouts import Record, Reward, Sampling
 from thrifty.align.sft import SFT
 from thrifty.align.training import train
 from thrifty.align.tulu3_data import preference_pairs, training_data

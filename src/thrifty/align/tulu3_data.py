@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from thrifty.align.asking import Record, Reward, Sampling
 from thrifty.align.curation import mixes, rated_pairs
 from thrifty.align.job import Job, as_record
 from thrifty.align.recipe import own_answers
-from thrifty.align.rollouts import Record, Reward, Sampling
 from thrifty.core.errors import InputError
 from thrifty.core.seeding import derive_seed
 from thrifty.data.readers import read, require_columns

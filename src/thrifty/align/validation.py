@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thrifty.align.asking import Asker, Record, Reward, Sampling, signed
 from thrifty.align.job import Job, as_record
+from thrifty.align.learning import Source
 from thrifty.align.log import embedded_log
-from thrifty.align.rollouts import Asker, Record, Reward, Sampling, signed
-from thrifty.align.training import Source
 from thrifty.core.errors import InputError
 from thrifty.core.seeding import generator
 from thrifty.data.readers import read, require_columns
@@ -165,7 +165,7 @@ class Selecting:
         self.metrics: dict[str, float] = {}
 
     def rows(self) -> int:
-        """See :class:`thrifty.align.training.Source`."""
+        """See :class:`thrifty.align.learning.Source`."""
         return self.source.rows()
 
     def batch(self, step: int) -> Sequences:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thrifty.align.asking import Asker, Sampling
 from thrifty.align.prompt_value import (
     HeadKind,
     PromptValueHead,
@@ -17,7 +18,7 @@ from thrifty.align.prompt_value import (
     prompt_states,
     prompt_values,
 )
-from thrifty.align.rollouts import Asker, Sampling, as_tree
+from thrifty.align.rollouts import as_tree
 from thrifty.align.validation import Validation
 from thrifty.core import processes
 from thrifty.core.checkpoint import load_tree, save_tree

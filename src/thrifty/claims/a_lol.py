@@ -10,19 +10,19 @@ from pathlib import Path
 import torch
 
 from thrifty.align.a_lol import ALoL
-from thrifty.align.addition import END, LONGEST, Addition, answer, decoder, measure, prompt, split
 from thrifty.align.base import Training
 from thrifty.align.leftover import Variant
 from thrifty.align.reference import with_reference_logps
+from thrifty.align.settings.addition import END, LONGEST, Addition, answer, dealt, decoder, measure, prompt
+from thrifty.align.settings.base import budget, cpu_run, examples
 from thrifty.align.sft import SFT
 from thrifty.align.training import train
 from thrifty.align.validation import Validation
 from thrifty.align.values import ValueSettings, with_values
 from thrifty.claims.harness import Claim, Condition
-from thrifty.core.run import Run
 from thrifty.core.seeding import derive_seed
 from thrifty.core.threads import one_thread
-from thrifty.lm.sequences import Sequences, from_rows
+from thrifty.lm.sequences import Sequences
 
 ANSWERS, EXPERTS = 20, 2
 """Logged answers to each sum, and how many of them an expert gave."""
@@ -36,12 +36,11 @@ NOISE = 0.1
 def prepare(seed: int, quick: bool, directory: Path) -> Addition:
     """The log; the decoder that was fine-tuned on it, which is the reference; and values from its own answers."""
     draw = torch.Generator().manual_seed(derive_seed(seed, "mixed log"))
-    validation, test, known = split(draw)
+    validation, test, known = dealt(draw)
     log = _log(known, draw)
     reference = decoder()
-    with Run(directory / "base", seed=seed, device="cpu", dtype="float32", overwrite=True) as run:
-        budget = Training(learning_rate=1e-3, batch_size=128, micro_batch_size=128, epochs=2 if quick else 8)
-        train(reference, SFT(threshold=-1.0), log, run, budget, save_every=None)
+    with cpu_run(directory / "base", seed) as run:
+        train(reference, SFT(threshold=-1.0), log, run, budget(1e-3, 2 if quick else 8, 128), save_every=None)
         records = [{"prompt": prompt(a, b), "sum_of": (a, b)} for a, b in validation]
         scored = Validation(records, partial(_noisy, draw=draw))
         settings = ValueSettings(epochs=40, max_value=1.0, min_value=0.0)
@@ -59,16 +58,16 @@ def prepare(seed: int, quick: bool, directory: Path) -> Addition:
 
 
 def _log(known: Sequence[tuple[int, int]], draw: torch.Generator) -> Sequences:
-    rows, rewards, groups = [], [], []
+    pairs, rewards, groups = [], [], []
     for group, (a, b) in enumerate(known):
         for number in range(ANSWERS):
             often = OFTEN_RIGHT if number < EXPERTS else RIGHT
             right = float(torch.rand((), generator=draw)) < often
             said = answer(a, b) if right else answer(abs(a - b), 0)
-            rows.append((prompt(a, b) + said, [False] * 6 + [True] * len(said)))
+            pairs.append((prompt(a, b), said))
             rewards.append(_reward(said == answer(a, b), draw))
             groups.append(group)
-    return from_rows(rows, pad_id=END, row_columns={"reward": rewards, "group": groups})
+    return examples(pairs, END, reward=rewards, group=groups)
 
 
 def _reward(right: bool, draw: torch.Generator) -> float:

@@ -66,7 +66,7 @@ def compare(
     Returns
     -------
     dict
-        As :func:`thrifty.claims.harness.reproduce` returns, without a verdict.
+        As :func:`thrifty.claims.harness.reproduce` returns, without a verdict, and with the task's ``axes``.
     """
     name, task = pick_task(room, task_name)
     count = 1 if quick else seeds
@@ -78,6 +78,7 @@ def compare(
         "quick": quick,
         "metric": task.metrics[0].lstrip("-"),
         "metrics": list(task.metrics),
+        "axes": None if task.axes is None else list(task.axes),
         "arms": summarise(measured),
         "seeds": list(range(count)),
         "versions": versions(),

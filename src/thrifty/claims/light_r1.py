@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from thrifty.align.chain_school import measured, preferred, prepare, reinforced, supervised
+from thrifty.align.settings.chain_school import measured, preferred, prepare, reinforced, supervised
 from thrifty.claims.harness import Claim, Condition
 
 CLAIM = Claim(

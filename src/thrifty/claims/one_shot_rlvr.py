@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.align.adapter import train_last_layers
+from thrifty.align.asking import Record, Sampling
 from thrifty.align.base import Training
 from thrifty.align.evaluate import evaluate
 from thrifty.align.job import as_record
 from thrifty.align.log import LONGEST_ANSWER, as_logged
 from thrifty.align.one_shot_rlvr import OneShotRLVR, batch_of_copies, choose, embedded_history
-from thrifty.align.rollouts import Record, Sampling
 from thrifty.align.training import train
 from thrifty.claims.harness import Claim, Condition
 from thrifty.core.run import Run

@@ -13,14 +13,13 @@ import torch
 from transformers import PreTrainedModel
 
 from thrifty.align.arithmetic_answers import two_teachers
-from thrifty.align.base import Training
 from thrifty.align.conditioned import ConditionedTemplate
 from thrifty.align.openchat import OpenChat
+from thrifty.align.settings.base import best, budget, split, taught
+from thrifty.align.settings.decoders import decoder_for
+from thrifty.align.settings.sums import asked, right, sums_tokenizer
 from thrifty.align.sources import Said, weighted_sequences
-from thrifty.align.sums import asked, right, split, sums_decoder, sums_tokenizer
-from thrifty.align.training import train
 from thrifty.claims.harness import Claim, Condition
-from thrifty.core.run import Run
 from thrifty.core.seeding import derive_seed
 from thrifty.core.threads import one_thread
 from thrifty.data.tasks import Problem
@@ -62,19 +61,9 @@ def prepare(seed: int, quick: bool, directory: Path) -> Setting:
         template,
         [Said(condition, 1.0, True) for _, condition in read],
     )
-    base = sums_decoder(template.tokenizer)
-    with Run(directory / "base", seed=seed, device="cpu", dtype="float32", overwrite=True) as run:
-        budget = Training(
-            learning_rate=3e-3,
-            batch_size=_BATCH,
-            micro_batch_size=_BATCH,
-            epochs=4 if quick else 32,
-            weight_decay=0.1,
-            warmup_ratio=0.05,
-            schedule="cosine",
-            betas=(0.9, 0.95),
-        )
-        train(base, OpenChat(), data, run, budget, save_every=None)
+    base = decoder_for(template.tokenizer)
+    more: Any = {"weight_decay": 0.1, "warmup_ratio": 0.05, "schedule": "cosine", "betas": (0.9, 0.95)}
+    taught(base, OpenChat(), data, budget(3e-3, 4 if quick else 32, _BATCH, **more), directory / "base", seed)
     chosen = torch.randint(len(known), (_RECORDS,), generator=draw).tolist()
     problems = [Problem(asked(known[place]), str(sum(known[place])), str(known[place])) for place in chosen]
     records = two_teachers(problems, derive_seed(seed, "teachers"), wording="{n}")
@@ -101,17 +90,17 @@ def measure(make: Callable[[], OpenChat] | None, setting: Setting) -> Mapping[st
     """Trains at each learning rate, keeps what is best on the validation sums, and tests that."""
     method = OpenChat(condition="none") if make is None else make()
     asked_as = method.inference_condition
-    best: tuple[float, PreTrainedModel] = (-1.0, setting.base)
-    for rate in setting.rates if make is not None else ():
-        model = copy.deepcopy(setting.base)
+
+    def learn(rate: float) -> PreTrainedModel:
         data = method.sequences(setting.records, setting.template)
         own = replace(OpenChat.training, batch_size=_BATCH, micro_batch_size=_BATCH, epochs=_EPOCHS, learning_rate=rate)
-        with Run(setting.directory / "arm", seed=setting.seed, device="cpu", dtype="float32", overwrite=True) as run:
-            train(model, method, data, run, own.as_many_steps(_RECORDS, len(data)), save_every=None)
-        found = _answers(model, setting, setting.validation, asked_as, greedy=True)
-        if found > best[0]:
-            best = (found, model)
-    model = best[1]
+        own = own.as_many_steps(_RECORDS, len(data))
+        return taught(copy.deepcopy(setting.base), method, data, own, setting.directory / "arm", setting.seed)
+
+    def found(model: PreTrainedModel) -> float:
+        return _answers(model, setting, setting.validation, asked_as, greedy=True)
+
+    model = setting.base if make is None else best(setting.rates, learn, found)[1]
     others = method.other_condition if method.condition == "class" else ""
     return {
         "accuracy": _answers(model, setting, setting.test, asked_as, greedy=True),

@@ -8,9 +8,9 @@ from typing import Literal
 
 from thrifty.align.process_worth import ProcessWorth
 from thrifty.align.pure import PURE
+from thrifty.align.settings.steps_task import Chains, measure, prepare, untrained
+from thrifty.align.settings.sum_chains import LONGEST, Rule, StepScores, verify
 from thrifty.align.step_credit import CreditForm
-from thrifty.align.steps_task import Chains, measure, prepare, untrained
-from thrifty.align.sum_chains import LONGEST, Rule, StepScores, verify
 from thrifty.claims.harness import Claim, Condition
 
 _SHARE = 0.1  # of the prompts that the verifier knows the answer to, where step scores teach too

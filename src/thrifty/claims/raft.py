@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from transformers import PreTrainedModel
-
+from thrifty.align.asking import Sampling
 from thrifty.align.base import Training
 from thrifty.align.grpo import GRPO
 from thrifty.align.raft import RAFT
-from thrifty.align.reviews import LONGEST, Reviews, polarity, prepare, scores
-from thrifty.align.rollouts import Sampling
+from thrifty.align.settings.base import best, cpu_run
+from thrifty.align.settings.reviews import LONGEST, Reviews, polarity, prepare, scores
 from thrifty.align.training import iterate, train
 from thrifty.claims.harness import Claim, Condition
 from thrifty.core.run import Run
@@ -54,17 +53,17 @@ def _reinforce(model: Any, setting: Reviews, run: Run, rate: float) -> Any:
 
 @one_thread()
 def _measure(name: str, work: Train | None, setting: Reviews) -> dict[str, float]:
-    best: tuple[float, PreTrainedModel] | None = None
-    for rate in LEARNING_RATES if work is not None else ():
+    if work is None:
+        return scores(setting.base, setting, "test")
+
+    def learn(rate: float) -> Any:
         model = copy.deepcopy(setting.base)
-        where = setting.directory / f"{name}-{rate:g}"
-        with Run(where, seed=setting.seed, device="cpu", dtype="float32", overwrite=True) as run:
-            assert work is not None
+        with cpu_run(setting.directory / f"{name}-{rate:g}", setting.seed) as run:
             work(model, setting, run, rate)
-        found = scores(model, setting, "validation")["reward"]
-        if best is None or found > best[0]:
-            best = (found, model)
-    return scores(setting.base if best is None else best[1], setting, "test")
+        return model
+
+    _, model = best(LEARNING_RATES, learn, lambda model: scores(model, setting, "validation")["reward"])
+    return scores(model, setting, "test")
 
 
 _WORK: Mapping[str, Train | None] = {

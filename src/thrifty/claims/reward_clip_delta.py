@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from functools import partial
 
 from thrifty.align.process_worth import ProcessWorth
+from thrifty.align.settings.steps_task import Chains, measure, prepare, scored_answers, untrained
+from thrifty.align.settings.sum_chains import LONGEST, Rule, StepScores, verify
 from thrifty.align.step_returns import StepReturns
-from thrifty.align.steps_task import Chains, measure, prepare, scored_answers, untrained
-from thrifty.align.sum_chains import LONGEST, Rule, StepScores, verify
 from thrifty.claims.harness import Claim, Condition
 from thrifty.reward.reward_clip_delta import ClipDelta, Refinement
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from thrifty.align.addition import measure, prepare
 from thrifty.align.grpo import ppo_clip
+from thrifty.align.settings.addition import measure, prepare
 from thrifty.align.sft import SFT, naive_reinforce, truncated_importance_sampling
 from thrifty.align.topr import TOPR
 from thrifty.claims.harness import Claim, Condition

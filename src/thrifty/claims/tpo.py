@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from thrifty.align.base import Objective, Training
+from thrifty.align.base import Objective
 from thrifty.align.dpo import DPO
 from thrifty.align.reference import column_of_logps
+from thrifty.align.settings.base import best, budget, split, taught
+from thrifty.align.settings.decoders import decoder_for
+from thrifty.align.settings.sums import asked, right, sums_tokenizer
 from thrifty.align.sft import SFT
-from thrifty.align.sums import asked, right, split, sums_decoder, sums_tokenizer
 from thrifty.align.tpo import TPO
-from thrifty.align.training import train
 from thrifty.align.triples import ANSWERS
 from thrifty.claims.harness import Claim, Condition
-from thrifty.core.run import Run
 from thrifty.core.seeding import derive_seed
 from thrifty.core.threads import one_thread
 from thrifty.lm.logps import sequence_logps, token_logps
@@ -107,17 +107,9 @@ def prepare(seed: int, quick: bool, directory: Path) -> Setting:
     test, validation, known = split(everything, draw, 200, 100)
     tokenizer = sums_tokenizer()
     read = [{"prompt": asked(sums), "completion": _read(sums, draw)} for sums in known]
-    base = sums_decoder(tokenizer)
-    with Run(directory / "base", seed=seed, device="cpu", dtype="float32", overwrite=True) as run:
-        budget = Training(
-            learning_rate=3e-3,
-            batch_size=64,
-            micro_batch_size=64,
-            epochs=2 if quick else 20,
-            warmup_ratio=0.05,
-            schedule="cosine",
-        )
-        train(base, SFT(), from_records(read, tokenizer), run, budget, save_every=None)
+    base = decoder_for(tokenizer)
+    lessons = budget(3e-3, 2 if quick else 20, warmup_ratio=0.05, schedule="cosine")
+    taught(base, SFT(), from_records(read, tokenizer), lessons, directory / "base", seed)
     data = from_records([_triple(sums, draw) for sums in known[:_TRIPLES]], tokenizer, answers=ANSWERS)
     return Setting(base, tokenizer, data, validation, test, quick, directory, seed)
 
@@ -135,17 +127,8 @@ def _trained(stages: Stages, setting: Setting) -> PreTrainedModel:
         data = _rows(objective, setting.triples)
         rows = _PROMPTS * objective.rows_per_example
         steps = max(1, round(share * (5 if setting.quick else _STEPS)))
-        budget = Training(
-            learning_rate=rate,
-            batch_size=rows,
-            micro_batch_size=rows,
-            epochs=steps * rows / len(data),
-            schedule="cosine",
-            warmup_ratio=0.1,
-        )
-        where = setting.directory / f"arm-{number}"
-        with Run(where, seed=setting.seed, device="cpu", dtype="float32", overwrite=True) as run:
-            train(model, objective, data, run, budget, save_every=None)
+        own = budget(rate, steps * rows / len(data), rows, schedule="cosine", warmup_ratio=0.1)
+        taught(model, objective, data, own, setting.directory / f"arm-{number}", setting.seed)
     return model
 
 
@@ -163,13 +146,14 @@ def _answers(model: PreTrainedModel, setting: Setting, sums: Sums, samples: int)
 @one_thread()
 def measure(settings: Sequence[Stages], setting: Setting) -> Mapping[str, float]:
     """Trains at each setting, keeps what is best on the validation sums, and tests that."""
-    best: tuple[float, PreTrainedModel] = (-1.0, setting.base)
-    for stages in settings[:1] if setting.quick else settings:
-        model = _trained(stages, setting)
-        found = right(setting.validation, _answers(model, setting, setting.validation, 4).texts(setting.tokenizer))
-        if found > best[0]:
-            best = (found, model)
-    return scores(best[1], setting)
+
+    def learn(stages: Stages) -> PreTrainedModel:
+        return _trained(stages, setting)
+
+    def found(model: PreTrainedModel) -> float:
+        return right(setting.validation, _answers(model, setting, setting.validation, 4).texts(setting.tokenizer))
+
+    return scores(best(settings[:1] if setting.quick else settings, learn, found)[1], setting)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from thrifty.align.padded_sums import arm, preference_arm, prepare, rlvr_arm, supervised_arm
+from thrifty.align.settings.padded_sums import arm, preference_arm, prepare, rlvr_arm, supervised_arm
 from thrifty.claims.harness import Claim, Condition
 
 CLAIM = Claim(

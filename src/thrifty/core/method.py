@@ -191,6 +191,8 @@ class Task:
         The measured values in the order to show them; a leading ``-`` marks those where less is better.
     variants
         Arms beside each method at its defaults: name to an instance of a registered class.
+    axes
+        Two of the metrics, of which the report plots the trade-off, along x and y.
     """
 
     summary: str
@@ -200,6 +202,7 @@ class Task:
     baselines: Mapping[str, Callable[[Any], Metrics]]
     metrics: Sequence[str]
     variants: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
+    axes: tuple[str, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

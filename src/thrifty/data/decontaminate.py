@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Literal, TypeAlias
 
 from thrifty.core.errors import InputError
@@ -17,6 +17,7 @@ from thrifty.data.overlap import Evaluations, Findings, Match, OverlapReport, ch
 __all__ = ["Match", "OverlapReport", "clean", "exact_overlap", "ngram_overlap", "ngrams", "shared_ngrams", "words"]
 
 Tokenizer: TypeAlias = Callable[[str], list[str]]
+_Grams: TypeAlias = frozenset[tuple[str, ...]]
 _Place: TypeAlias = tuple[int, int]  # an evaluation example, and which of its texts
 _Lookup: TypeAlias = dict[tuple[str, ...], list[tuple[_Place, int]]]  # where each n-gram of the examples begins
 
@@ -110,17 +111,12 @@ def shared_ngrams(
     for at, grams in enumerate(distinct):
         for gram in grams:
             lookup.setdefault(gram, []).append(at)
-    found = Findings()
-    unchecked = []
-    for row, text in enumerate(texts):
-        tokens = tokenizer(text)
-        if len(tokens) < n:
-            unchecked.append(row)
-        shared = frozenset(gram for gram in ngrams(tokens, n) if gram in lookup)
-        if not found.known(shared):
-            counts = Counter(at for gram in shared for at in lookup[gram])
-            found.explain(shared, {at: count / len(distinct[at]) for at, count in counts.items()})
-        found.add(row, shared)
+
+    def scores(shared: _Grams) -> dict[int, float]:
+        counts = Counter(at for gram in shared for at in lookup[gram])
+        return {at: count / len(distinct[at]) for at, count in counts.items()}
+
+    found, unchecked = _searched(texts, tokenizer, n, lookup, scores)
     return found.report(len(texts), names, unchecked, [at for at, grams in enumerate(distinct) if not grams])
 
 
@@ -168,17 +164,12 @@ def ngram_overlap(
         raise InputError(f"threshold must be within [0, 1), not {threshold:g}")
     tokens = [[tokenizer(text) for text in example] for example in examples]
     lookup = _places(tokens, n, repeated)
-    found = Findings()
-    unchecked = []
-    for row, text in enumerate(texts):
-        pieces = tokenizer(text)
-        if len(pieces) < n:
-            unchecked.append(row)
-        shared = frozenset(gram for gram in ngrams(pieces, n) if gram in lookup)
-        if not found.known(shared):
-            scores = _matched_shares(shared, lookup, tokens, n)
-            found.explain(shared, {at: score for at, score in scores.items() if score > threshold})
-        found.add(row, shared)
+
+    def scores(shared: _Grams) -> dict[int, float]:
+        shares = _matched_shares(shared, lookup, tokens, n)
+        return {at: share for at, share in shares.items() if share > threshold}
+
+    found, unchecked = _searched(texts, tokenizer, n, lookup, scores)
     short = [at for at, fields in enumerate(tokens) if all(len(field) < n for field in fields)]
     return found.report(len(texts), names, unchecked, short)
 
@@ -188,8 +179,28 @@ def ngrams(tokens: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
     return zip(*(tokens[start:] for start in range(n)), strict=False)
 
 
+def _searched(
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    n: int,
+    lookup: Container[tuple[str, ...]],
+    scores: Callable[[_Grams], dict[int, float]],
+) -> tuple[Findings, list[int]]:
+    """What the texts share with the examples' n-grams, and which texts are too short to share any."""
+    found, unchecked = Findings(), []
+    for row, text in enumerate(texts):
+        tokens = tokenizer(text)
+        if len(tokens) < n:
+            unchecked.append(row)
+        shared = frozenset(gram for gram in ngrams(tokens, n) if gram in lookup)
+        if not found.known(shared):
+            found.explain(shared, scores(shared))
+        found.add(row, shared)
+    return found, unchecked
+
+
 def _matched_shares(
-    shared: Iterable[tuple[str, ...]], lookup: _Lookup, tokens: Sequence[Sequence[Sequence[str]]], n: int
+    shared: _Grams, lookup: _Lookup, tokens: Sequence[Sequence[Sequence[str]]], n: int
 ) -> dict[int, float]:
     """For each example, the share of its tokens that lie in one of the n-grams; the mean over its texts."""
     matched: dict[_Place, set[int]] = {}

@@ -8,7 +8,7 @@ from thrifty.lm.load import load_lm, load_vlm
 from thrifty.lm.logps import sequence_logps, token_logps
 from thrifty.lm.records import from_records, pairs_from_records
 from thrifty.lm.sample import sample
-from thrifty.lm.sampler import ModelSampler, Sampler, VLLMSampler
+from thrifty.lm.sampler import ModelSampler, Request, Sampler, VLLMSampler
 from thrifty.lm.sequences import Sequences
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "ImagePrompts",
     "ImageTextSampler",
     "ModelSampler",
+    "Request",
     "Sampler",
     "Sequences",
     "VLLMSampler",

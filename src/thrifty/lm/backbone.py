@@ -176,6 +176,12 @@ def unwrapped(model: Any) -> Any:
     return inner() if callable(inner) else model
 
 
+def body_of(inner: Any) -> Any:
+    """The part of an unwrapped model that maps token ids to last hidden states, or None where it is the whole."""
+    body = inner.get_decoder() if hasattr(inner, "get_decoder") else inner.base_model
+    return None if body is inner else body
+
+
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode and afterwards give every module its own flag back."""
@@ -190,8 +196,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _take_apart(model: nn.Module, inner: Any, head: Any) -> Backbone | None:
-    body = inner.get_decoder() if hasattr(inner, "get_decoder") else inner.base_model
-    if body is inner or body is None:
+    body = body_of(inner)
+    if body is None:
         return None
     configs = {
         id(module.config): module.config

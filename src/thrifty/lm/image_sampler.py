@@ -20,7 +20,7 @@ from thrifty.lm.head import LogitTransform
 from thrifty.lm.images import IMAGE_PROMPT, ImagePrompt, prompts_of
 from thrifty.lm.picture_tokens import picture_tokens
 from thrifty.lm.sample import rows_at_once, stop_tokens
-from thrifty.lm.sampler import ModelSampler, Numbering
+from thrifty.lm.sampler import ModelSampler, Request
 from thrifty.lm.sequences import Sequences, from_rows
 
 
@@ -41,16 +41,7 @@ class ImageTextSampler(ModelSampler):
         Rows decoded at once; None chooses.
     """
 
-    def sample(  # type: ignore[override]
-        self,
-        prompts: Sequence[ImagePrompt],
-        n: int,
-        *,
-        max_new_tokens: int,
-        draw: Draw,
-        seed: int,
-        numbering: Numbering | None = None,
-    ) -> Sequences:
+    def sample(self, prompts: Sequence[ImagePrompt], request: Request) -> Sequences:  # type: ignore[override]
         """See :class:`thrifty.lm.sampler.Sampler`; with the column ``image_prompt``.
 
         Raises
@@ -64,18 +55,18 @@ class ImageTextSampler(ModelSampler):
         strange = next((prompt for prompt in prompts if not isinstance(prompt, ImagePrompt)), None)
         if strange is not None:
             raise InputError(f"{str(strange)[:60]!r} is no prompt of an ImagePrompts: add it with add(text, images)")
-        numbers = [prompt.number for prompt in prompts]
-        count, own = numbering or (len(prompts), range(len(prompts)))
-        uniforms = RowUniforms(seed, count * n)
+        n, numbers = request.n, [prompt.number for prompt in prompts]
+        count, own = request.numbering or (len(prompts), range(len(prompts)))
+        uniforms = RowUniforms(request.seed, count * n)
         places = torch.tensor([number * n + place for number in own for place in range(n)]).view(-1, n)
-        longest = max(len(store[number].ids) for number in numbers) + max_new_tokens
+        longest = max(len(store[number].ids) for number in numbers) + request.max_new_tokens
         at_once = max(1, (self.batch_size or rows_at_once(self.model, longest)) // n)
         spoken: list[tuple[list[int], list[float], bool]] = [([], [], False)] * (len(prompts) * n)
         order = sorted(range(len(prompts)), key=lambda place: len(store[numbers[place]].ids))
         with torch.no_grad(), evaluating(self.model):
             for first in range(0, len(order), at_once):
                 chosen = order[first : first + at_once]
-                for some, found in self._continued(chosen, numbers, n, max_new_tokens, draw, uniforms, places):
+                for some, found in self._continued(chosen, numbers, request, uniforms, places):
                     rows = [place * n + copy for place in some for copy in range(n)]
                     for row, *answer in zip(rows, found.tokens, found.logps, found.finished, strict=True):
                         spoken[row] = tuple(answer)  # type: ignore[assignment]
@@ -98,14 +89,13 @@ class ImageTextSampler(ModelSampler):
         self,
         chosen: Sequence[int],
         numbers: Sequence[int],
-        n: int,
-        limit: int,
-        draw: Draw,
+        request: Request,
         uniforms: RowUniforms,
         places: Tensor,
     ) -> Iterator[tuple[list[int], Continuations]]:
         """The answers to some prompts, batch by batch."""
         store, device = prompts_of(self.model), next(self.model.parameters()).device
+        n, limit, draw = request.n, request.max_new_tokens, request.draw
         stop = stop_tokens(self.model, self.tokenizer)
         asked = [numbers[place] for place in chosen]
         tokens = picture_tokens(self.model, store, asked)

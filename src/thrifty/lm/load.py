@@ -81,7 +81,7 @@ def load_vlm(
     folder = _folder(name)
     if not is_vlm(name):
         raise InputError(f"{name} is no image-text model: AutoModelForImageTextToText does not know its kind")
-    _check_weights(name, folder)
+    check_weights(name, folder)
     model, processor = _read(
         name, folder, AutoModelForImageTextToText, AutoProcessor, "an image-text model", dtype, device
     )
@@ -157,13 +157,7 @@ def _folder(name: str | Path) -> Path:
 
 def _check(name: str | Path, folder: Path) -> None:
     """Say what is wrong with a folder in one line, before transformers says it in many."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise InputError(f"{name} holds no config.json: a folder in Hugging Face layout was expected")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): download the model again") from error
+    config = stored_config(name, folder)
     kind = config.get("model_type", "")
     if not kind:
         raise InputError(f"{name} is not a transformers model: its config.json has no model_type")
@@ -176,9 +170,28 @@ def _check(name: str | Path, folder: Path) -> None:
         raise InputError(
             f"{name} is a {what}; a causal language model (decoder with a language-model head) was expected"
         )
-    _check_weights(name, folder)
+    check_weights(name, folder)
 
 
-def _check_weights(name: str | Path, folder: Path) -> None:
+def stored_config(name: str | Path, folder: Path) -> dict[str, Any]:
+    """What a model folder's ``config.json`` says.
+
+    Raises
+    ------
+    InputError
+        If there is none, or it is not valid JSON.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{name} holds no config.json: a folder in Hugging Face layout was expected")
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}): download the model again") from error
+    return config
+
+
+def check_weights(name: str | Path, folder: Path) -> None:
+    """Raises an :class:`InputError` for a model folder without safetensors."""
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"{name} holds no *.safetensors weights: save the model again with save_pretrained")

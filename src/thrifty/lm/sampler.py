@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -20,20 +20,37 @@ Numbering = tuple[int, Sequence[int]]
 """Where prompts are a part of more: how many there are in all, and which of them these are."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a sampler.
+
+    Parameters
+    ----------
+    n
+        Samples of each prompt.
+    max_new_tokens
+        Tokens after which a row is cut off.
+    draw
+        The distribution of each token.
+    seed
+        The same seed and prompts give the same samples.
+    numbering
+        Where the prompts are a part of more: each then gets the answers that it would get among all.
+    """
+
+    n: int
+    _: KW_ONLY
+    max_new_tokens: int
+    draw: Draw
+    seed: int
+    numbering: Numbering | None = None
+
+
 class Sampler(Protocol):
     """Anything that answers prompts with sequences as :func:`thrifty.lm.sample.sample` returns them."""
 
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        n: int,
-        *,
-        max_new_tokens: int,
-        draw: Draw,
-        seed: int,
-        numbering: Numbering | None = None,
-    ) -> Sequences:
-        """``n`` samples of each prompt in order, with columns behaviour_logps, group and finished."""
+    def sample(self, prompts: Sequence[Prompt], request: Request) -> Sequences:
+        """``request.n`` samples of each prompt in order, with columns behaviour_logps, group and finished."""
 
     def refresh(self, model: Any) -> None:
         """Take over the weights of a model that was trained in the meantime."""
@@ -55,30 +72,22 @@ class ModelSampler:
     tokenizer: Any
     batch_size: int | None = None
 
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        n: int,
-        *,
-        max_new_tokens: int,
-        draw: Draw,
-        seed: int,
-        numbering: Numbering | None = None,
-    ) -> Sequences:
+    def sample(self, prompts: Sequence[Prompt], request: Request) -> Sequences:
         """See :class:`Sampler`."""
+        draw = request.draw
         return sample(
             self.model,
             self.tokenizer,
             prompts,
-            n,
-            max_new_tokens=max_new_tokens,
+            request.n,
+            max_new_tokens=request.max_new_tokens,
             temperature=draw.temperature,
             top_k=draw.top_k,
             top_p=draw.top_p,
             greedy=draw.greedy,
-            generator=seed,
+            generator=request.seed,
             batch_size=self.batch_size,
-            numbering=numbering,
+            numbering=request.numbering,
         )
 
     def refresh(self, model: Any) -> None:
@@ -109,20 +118,13 @@ class VLLMSampler:
         self.stop_ids = sorted(set(stop_ids))
         self.engine = _engine(engine) if isinstance(engine, str) else engine
 
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        n: int,
-        *,
-        max_new_tokens: int,
-        draw: Draw,
-        seed: int,
-        numbering: Numbering | None = None,
-    ) -> Sequences:
+    def sample(self, prompts: Sequence[Prompt], request: Request) -> Sequences:
         """See :class:`Sampler`."""
+        n, draw, seed = request.n, request.draw, request.seed
         ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
         # The engine numbers what it is given; parts of more must not get the same random numbers.
-        seed = seed if numbering is None else derive_seed(seed, *numbering[1][:1]) % 2**31
+        if request.numbering is not None:
+            seed = derive_seed(seed, *request.numbering[1][:1]) % 2**31
         outputs = self.engine.generate(
             [{"prompt_token_ids": prompt} for prompt in ids],
             _sampling_params(
@@ -130,7 +132,7 @@ class VLLMSampler:
                 temperature=0.0 if draw.greedy else draw.temperature,
                 top_p=1.0 if draw.top_p is None else draw.top_p,
                 top_k=-1 if draw.top_k is None else draw.top_k,
-                max_tokens=max_new_tokens,
+                max_tokens=request.max_new_tokens,
                 logprobs=0,
                 seed=seed,
                 stop_token_ids=self.stop_ids,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +14,7 @@ from torch import Tensor
 from thrifty.core.errors import InputError, nearest
 from thrifty.data.fetch import fetch
 from thrifty.lm.backbone import evaluating, unwrapped
+from thrifty.lm.load import check_weights, stored_config
 
 Kind = Literal["sequence classifier", "token classifier", "causal language model"]
 Output = Literal["logit", "probability", "difference"]
@@ -205,17 +205,10 @@ def _kind(names: Sequence[str], kinds: Sequence[Kind]) -> Kind | None:
 
 
 def _stored_kind(name: str | Path, folder: Path, kinds: Sequence[Kind]) -> Kind:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise InputError(f"{name} holds no config.json: a folder in Hugging Face layout was expected")
-    try:
-        architectures = json.loads(path.read_text(encoding="utf-8")).get("architectures") or []
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): download the model again") from error
+    architectures = stored_config(name, folder).get("architectures") or []
     kind = _kind(architectures, kinds)
     if kind is None:
         what = architectures[0] if architectures else "model without architectures"
         raise InputError(f"{name} is a {what}; a {' or '.join(kinds)} was expected")
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(f"{name} holds no *.safetensors weights: save the model again with save_pretrained")
+    check_weights(name, folder)
     return kind

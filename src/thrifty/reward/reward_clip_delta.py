@@ -17,7 +17,7 @@ from thrifty.core.method import register
 from thrifty.core.run import Run
 from thrifty.reward.rewarded import Given, Rewarded, step_summary
 from thrifty.reward.step_records import scored_steps
-from thrifty.reward.steps import StepRewards, returns, to_token_rewards
+from thrifty.reward.steps import StepRewards, rewards_to_go, to_token_rewards
 
 Refinement = Literal["none", "length-normalised", "length-penalty", "clip", "delta", "clip-delta"]
 
@@ -134,7 +134,7 @@ class ClipDelta:
         steps, correct = scored_steps(given, run)
         fitted = self.fit(steps, correct)
         refined = fitted.shape(steps)
-        reached = self.alpha * returns(refined, steps.step_mask) + correct[:, None] * steps.step_mask
+        reached = self.alpha * rewards_to_go(refined, steps.step_mask) + correct[:, None] * steps.step_mask
         rows = [
             {
                 "correct": float(correct[number]),

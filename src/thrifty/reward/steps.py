@@ -139,8 +139,10 @@ def split_tokens(ids: Sequence[Sequence[int]], tokenizer: Any, separator: str = 
     return [_split_one([int(token) for token in row], tokenizer, separator, marks) for row in ids]
 
 
-def returns(reward: Float[Tensor, "B K"], mask: Bool[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-    r"""The undiscounted return from each place on, :math:`G_k = \sum_{j \ge k} r_j`; 0 outside the mask.
+def rewards_to_go(
+    reward: Float[Tensor, "B K"], mask: Bool[Tensor, "B K"], discount: float = 1.0
+) -> Float[Tensor, "B K"]:
+    r"""The return from each place on, :math:`G_k = \sum_{j \ge k} \gamma^{j-k} r_j`; 0 outside the mask.
 
     Parameters
     ----------
@@ -148,8 +150,17 @@ def returns(reward: Float[Tensor, "B K"], mask: Bool[Tensor, "B K"]) -> Float[Te
         Of each step, or of each token.
     mask
         True for those that there are.
+    discount
+        :math:`\gamma`.
     """
-    return (reward * mask).flip(1).cumsum(1).flip(1) * mask
+    reward = reward * mask
+    if discount == 1.0:
+        return reward.flip(1).cumsum(1).flip(1) * mask
+    running, sums = reward.new_zeros(len(reward)), []
+    for column in reward.flip(1).unbind(1):
+        running = column + discount * running
+        sums.append(running)
+    return torch.stack(sums[::-1], 1) * mask
 
 
 def to_token_rewards(

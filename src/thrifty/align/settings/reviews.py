@@ -12,18 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from thrifty.align.base import Training
 from thrifty.align.diversity import distinct_n, spoken
+from thrifty.align.settings.base import budget, examples, taught
+from thrifty.align.settings.decoders import small_decoder
 from thrifty.align.sft import SFT
-from thrifty.align.training import train
-from thrifty.core.run import Run
 from thrifty.core.seeding import derive_seed
 from thrifty.core.threads import one_thread
 from thrifty.lm.logps import token_logps
 from thrifty.lm.sample import sample
-from thrifty.lm.sequences import Sequences, from_rows
+from thrifty.lm.sequences import Sequences
 
 TOPICS = ("film", "book", "hotel", "phone", "play", "train", "meal", "coat", "course", "song", "garden", "lamp")
 ASPECTS = ("start", "end", "sound", "look", "price", "size", "staff", "plot", "view", "feel", "taste", "speed")
@@ -92,14 +91,9 @@ def polarity(completion_ids: Sequence[Sequence[int]]) -> list[float]:
 def prepare(seed: int, quick: bool, directory: Path) -> Reviews:
     """The decoder, trained on reviews whose words are drawn without regard to their polarity."""
     draw = np.random.default_rng(derive_seed(seed, "reviews"))
-    rows = []
-    for _ in range(_CORPUS):
-        asked, said = prompt(str(draw.choice(TOPICS))), _review(draw)
-        rows.append((asked + said, [False] * len(asked) + [True] * len(said)))
-    base = _decoder()
-    with Run(directory / "base", seed=seed, device="cpu", dtype="float32", overwrite=True) as run:
-        budget = Training(learning_rate=3e-3, batch_size=64, micro_batch_size=64, epochs=2 if quick else 6)
-        train(base, SFT(), from_rows(rows, pad_id=_END), run, budget, save_every=None)
+    corpus = examples([(prompt(str(draw.choice(TOPICS))), _review(draw)) for _ in range(_CORPUS)], _END)
+    base = small_decoder(len(WORDS), _END)
+    taught(base, SFT(), corpus, budget(3e-3, 2 if quick else 6), directory / "base", seed)
     return Reviews(base, [prompt(topic) for topic in TOPICS] * 32, directory, seed, quick)
 
 
@@ -112,21 +106,6 @@ def _review(draw: np.random.Generator) -> list[int]:
         words += ["not"] if draw.random() < 0.2 else []
         words.append(str(draw.choice(list(POLARITY))))
     return [_ID[word] for word in words] + [_END]
-
-
-def _decoder() -> PreTrainedModel:
-    config = LlamaConfig(
-        vocab_size=len(WORDS),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        bos_token_id=None,
-        eos_token_id=_END,
-        pad_token_id=_END,
-    )
-    return LlamaForCausalLM(config)
 
 
 def written(model: PreTrainedModel, setting: Reviews, part: str) -> Sequences:

@@ -16,17 +16,17 @@ from typing import Any
 
 import torch
 
+from thrifty.align.asking import Asker, Record, Sampling
 from thrifty.align.base import Training
-from thrifty.align.characters import character_tokenizer, small_decoder
 from thrifty.align.critic import RewardModelling, ValueModel
 from thrifty.align.dpo import DPO
 from thrifty.align.ppo import PPO
 from thrifty.align.preference import Kind
 from thrifty.align.reference import Reference
-from thrifty.align.rollouts import Asker, Record, Sampling
+from thrifty.align.settings.base import best, budget, split, taught
+from thrifty.align.settings.decoders import decoder_for
+from thrifty.align.settings.tokenizers import character_tokenizer
 from thrifty.align.sft import SFT
-from thrifty.align.training import train
-from thrifty.core.run import Run
 from thrifty.core.seeding import derive_seed, generator
 from thrifty.core.threads import one_thread
 from thrifty.lm.records import from_records
@@ -86,24 +86,17 @@ def prepare(seed: int, quick: bool, directory: Path) -> Setting:
     """The supervised decoder, its answers as pairs, a reward model of them, and the decoder after dpo-norm."""
     draw = generator(seed, "sums")
     numbers = [(a, b) for a in range(LARGEST + 1) for b in range(LARGEST + 1)]
-    shuffled = [numbers[at] for at in torch.randperm(len(numbers), generator=draw).tolist()]
-    sums = [{"prompt": f"{a:02d}+{b:02d}=", "answer": str(a + b)} for a, b in shuffled]
-    development, unseen, known = sums[:60], sums[60:160], sums[160:]
+    sums = [{"prompt": f"{a:02d}+{b:02d}=", "answer": str(a + b)} for a, b in numbers]
+    development, unseen, known = split(sums, draw, 60, 100)
     tokenizer = character_tokenizer(f"0123456789+={MARK}")
-    decoder = small_decoder(tokenizer)
+    decoder = decoder_for(tokenizer)
     data = from_records([{**row, "completion": _noisy(row, draw)} for row in known], tokenizer)
-    budget = Training(
-        learning_rate=2e-3, batch_size=64, micro_batch_size=64, epochs=2 if quick else 30, schedule="cosine",
-        warmup_ratio=0.05,
-    )  # fmt: skip
-    with _run(directory, "supervised", seed) as run:
-        train(decoder, SFT(), data, run, budget, save_every=None)
+    lessons = budget(2e-3, 2 if quick else 30, schedule="cosine", warmup_ratio=0.05)
+    taught(decoder, SFT(), data, lessons, directory / "supervised", seed)
     asked = known[: 60 if quick else 300]
     pairs = from_records(_pairs(decoder, tokenizer, asked, LONGER, seed), tokenizer)
     held_out = from_records(_pairs(decoder, tokenizer, development, 0.5, seed), tokenizer)
-    value = ValueModel.of(decoder)
-    with _run(directory, "reward model", seed) as run:
-        train(value, RewardModelling(), pairs, run, _budget(3e-4, 4), save_every=None)
+    value = taught(ValueModel.of(decoder), RewardModelling(), pairs, _budget(3e-4, 4), directory / "reward model", seed)
     setting = Setting(
         tokenizer, decoder, decoder, value, pairs, held_out, known, development, unseen, directory, seed, quick
     )
@@ -142,13 +135,7 @@ def _pairs(model: Any, tokenizer: Any, rows: Sequence[Record], longer: float, se
 
 
 def _budget(rate: float, epochs: float) -> Training:
-    return Training(
-        learning_rate=rate, batch_size=64, micro_batch_size=64, epochs=epochs, schedule="linear", warmup_ratio=0.1
-    )
-
-
-def _run(directory: Path, name: str, seed: int) -> Run:
-    return Run(directory / name, seed=seed, device="cpu", dtype="float32", overwrite=True)
+    return budget(rate, epochs, schedule="linear", warmup_ratio=0.1)
 
 
 def answers_to(model: Any, setting: Setting, rows: Sequence[Record], longest: int = LONGEST) -> Sequences:
@@ -159,8 +146,11 @@ def answers_to(model: Any, setting: Setting, rows: Sequence[Record], longest: in
 
 def _best(setting: Setting, learn: Any) -> Any:
     """The decoder of the learning rate that is best on development sums."""
-    models = [learn(rate) for rate in (RATES[:1] if setting.quick else RATES)]
-    return max(models, key=lambda model: float(answers_to(model, setting, setting.development)["reward"].mean()))
+
+    def found(model: Any) -> float:
+        return float(answers_to(model, setting, setting.development)["reward"].mean())
+
+    return best(RATES[:1] if setting.quick else RATES, learn, found)[1]
 
 
 def chosen(setting: Setting, kind: Kind) -> Any:
@@ -168,9 +158,8 @@ def chosen(setting: Setting, kind: Kind) -> Any:
 
     def learn(rate: float) -> Any:
         model, objective = copy.deepcopy(setting.supervised), DPO(kind=kind, beta=BETAS[kind])
-        with _run(setting.directory, f"{kind} {rate:g}", setting.seed) as run:
-            train(model, objective, setting.pairs, run, _budget(rate, 8), save_every=None)
-        return model
+        where = setting.directory / f"{kind} {rate:g}"
+        return taught(model, objective, setting.pairs, _budget(rate, 8), where, setting.seed)
 
     return _best(setting, learn)
 
@@ -183,12 +172,10 @@ def reinforced(setting: Setting, penalty: float | None) -> Any:
         model, rollouts = copy.deepcopy(setting.preferred), 2 if setting.quick else 30
         sampling = replace(PPO.sampling, prompts_per_rollout=96, max_new_tokens=LIMIT)
         training = Training(learning_rate=rate, micro_batch_size=96, epochs=rollouts * 96 / len(setting.train))
-        with _run(setting.directory, f"rlvr {penalty} {rate:g}", setting.seed) as run:
-            train(
-                model, objective, setting.train, run, training, tokenizer=setting.tokenizer, reward=right,
-                sampling=sampling, save_every=None,
-            )  # fmt: skip
-        return model
+        return taught(
+            model, objective, setting.train, training, setting.directory / f"rlvr {penalty} {rate:g}", setting.seed,
+            tokenizer=setting.tokenizer, reward=right, sampling=sampling,
+        )  # fmt: skip
 
     return _best(setting, learn)
 

@@ -21,17 +21,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from thrifty.align.asking import Record, Sampling
 from thrifty.align.base import Objective, Training
+from thrifty.align.diversity import spoken
 from thrifty.align.process_worth import ProcessWorth
-from thrifty.align.rollouts import Record, Sampling
-from thrifty.align.sft import SFT
-from thrifty.align.sum_chains import (
+from thrifty.align.settings.base import best, budget, examples, taught
+from thrifty.align.settings.decoders import small_decoder
+from thrifty.align.settings.sum_chains import (
     ANSWER,
     BASE,
     END,
-    EQUALS,
     FIRST_SUM,
     LONGEST,
     SEPARATOR,
@@ -43,12 +44,11 @@ from thrifty.align.sum_chains import (
     step_ends,
     verify,
 )
-from thrifty.align.training import train
-from thrifty.core.run import Run
+from thrifty.align.sft import SFT
 from thrifty.core.seeding import derive_seed, generator
 from thrifty.core.threads import one_thread
 from thrifty.lm.sample import sample
-from thrifty.lm.sequences import Sequences, from_rows
+from thrifty.lm.sequences import Sequences
 from thrifty.reward.steps import StepRewards
 
 LEARNING_RATES = (3e-4, 1e-3)
@@ -104,10 +104,9 @@ def prepare(seed: int, quick: bool, directory: Path, updates: int = 60) -> Chain
     """
     draw = generator(seed, "chains of sums")
     known, prompts, validation, test = _prompts(draw, [2048, 512, 64, 128])
-    base = _decoder()
-    with Run(directory / "base", seed=seed, device="cpu", dtype="float32", overwrite=True) as run:
-        budget = Training(learning_rate=4e-3, batch_size=64, micro_batch_size=64, epochs=2 if quick else 10)
-        train(base, SFT(), _examples(known, draw), run, budget, save_every=None)
+    # Of transformers' spread, 0.02, so small a model stays at chance for long.
+    base = small_decoder(VOCABULARY, END, spread=0.1)
+    taught(base, SFT(), _examples(known, draw), budget(4e-3, 2 if quick else 10), directory / "base", seed)
     sampling = Sampling(samples=8, prompts_per_rollout=16, max_new_tokens=LONGEST)
     steps = 4 if quick else updates
     return Chains(
@@ -130,24 +129,8 @@ def _prompts(draw: torch.Generator, sizes: Sequence[int]) -> list[list[list[int]
     return [[list(next(everything)) for _ in range(size)] for size in sizes]
 
 
-def _decoder() -> PreTrainedModel:
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        bos_token_id=EQUALS,
-        eos_token_id=END,
-        pad_token_id=END,
-        initializer_range=0.1,  # transformers' 0.02 leaves so small a model at chance for long
-    )
-    return LlamaForCausalLM(config)
-
-
 def _examples(prompts: Sequence[list[int]], draw: torch.Generator) -> Sequences:
-    rows = []
+    pairs = []
     for prompt in prompts:
         said: list[int] = []
         error = 0  # what slips so far have added: later sums follow from wrong ones
@@ -159,9 +142,8 @@ def _examples(prompts: Sequence[list[int]], draw: torch.Generator) -> Sequences:
             said += step
             while float(torch.rand((), generator=draw)) < FILLING:
                 said += step
-        said = [*said, ANSWER, said[-2], END]
-        rows.append((prompt + said, [False] * len(prompt) + [True] * len(said)))
-    return from_rows(rows, pad_id=END)
+        pairs.append((prompt, [*said, ANSWER, said[-2], END]))
+    return examples(pairs, END)
 
 
 def records(prompts: Sequence[list[int]], share: float = 1.0) -> list[Record]:
@@ -177,7 +159,7 @@ def scores(model: PreTrainedModel, prompts: Sequence[list[int]], seed: int) -> d
     """Share of right answers at temperature 1, eight to each prompt, and how many steps they take."""
     answers = sample(model, None, prompts, n=8, max_new_tokens=LONGEST, generator=seed)
     asked = [prompts[number] for number in answers["group"].tolist()]
-    ids = [row[spoken].tolist() for row, spoken in zip(answers.input_ids, answers.response_mask, strict=True)]
+    ids = spoken(answers)
     counts = torch.tensor([len(step_ends(said)) for said in ids]).float()
     cut_off = ~answers["finished"].bool()
     return {
@@ -206,12 +188,12 @@ def learnt(
         Of the prompts that have an answer to verify.
     """
     model = copy.deepcopy(setting.base)
-    budget = replace(setting.training, learning_rate=learning_rate)
+    own = replace(setting.training, learning_rate=learning_rate)
     name = f"arm-{zlib.crc32(repr((method, learning_rate, share)).encode()):x}"
-    with Run(setting.directory / name, seed=setting.seed, device="cpu", dtype="float32", overwrite=True) as run:
-        asked = records(setting.prompts, share)
-        train(model, method, asked, run, budget, reward=worth, sampling=setting.sampling, save_every=None)
-    return model
+    return taught(
+        model, method, records(setting.prompts, share), own, setting.directory / name, setting.seed, reward=worth,
+        sampling=setting.sampling,
+    )  # fmt: skip
 
 
 @one_thread()
@@ -231,14 +213,15 @@ def measure(
     share
         Of the prompts that have an answer to verify.
     """
-    best: tuple[float, float, PreTrainedModel] | None = None
-    for learning_rate in LEARNING_RATES:
-        model = learnt(method, worth(setting), setting, learning_rate, share)
-        found = scores(model, setting.validation, derive_seed(setting.seed, "validation"))["solve rate"]
-        if best is None or found > best[0]:
-            best = (found, learning_rate, model)
-    assert best is not None
-    return scores(best[2], setting.test, derive_seed(setting.seed, "test")) | {"learning rate": best[1]}
+
+    def learn(learning_rate: float) -> PreTrainedModel:
+        return learnt(method, worth(setting), setting, learning_rate, share)
+
+    def found(model: PreTrainedModel) -> float:
+        return scores(model, setting.validation, derive_seed(setting.seed, "validation"))["solve rate"]
+
+    rate, model = best(LEARNING_RATES, learn, found)
+    return scores(model, setting.test, derive_seed(setting.seed, "test")) | {"learning rate": rate}
 
 
 @one_thread()
@@ -262,6 +245,6 @@ def scored_answers(setting: Chains, rule: Rule) -> tuple[StepRewards, Tensor]:
     seed = derive_seed(setting.seed, "before")
     answers = sample(setting.base, None, asked, n=4, max_new_tokens=LONGEST, generator=seed)
     prompts = [asked[number] for number in answers["group"].tolist()]
-    ids = [row[spoken].tolist() for row, spoken in zip(answers.input_ids, answers.response_mask, strict=True)]
+    ids = spoken(answers)
     steps = rule.steps(prompts, [""] * len(ids), completion_ids=ids)
     return steps, torch.tensor(verify(prompts, ids))

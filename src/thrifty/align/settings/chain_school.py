@@ -15,16 +15,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from thrifty.align.asking import Asker, Record, Sampling
 from thrifty.align.base import Training
-from thrifty.align.characters import character_tokenizer, small_decoder
 from thrifty.align.dpo import DPO
 from thrifty.align.grpo import GRPO
 from thrifty.align.job import as_record
 from thrifty.align.light_r1_data import Curriculum, curriculum, rates, semi_on_policy_pairs, verified
-from thrifty.align.rollouts import Asker, Record, Sampling
+from thrifty.align.settings.base import best, budget, taught
+from thrifty.align.settings.decoders import decoder_for
+from thrifty.align.settings.tokenizers import character_tokenizer
 from thrifty.align.sft import SFT
-from thrifty.align.training import train
-from thrifty.core.run import Run
 from thrifty.core.seeding import derive_seed
 from thrifty.core.threads import one_thread
 from thrifty.data.chains import Chains, operations
@@ -84,10 +84,6 @@ class School:
 reward = task_reward(CHAINS)
 
 
-def _run(school_directory: Path, name: str, seed: int) -> Run:
-    return Run(school_directory / name, seed=seed, device="cpu", dtype="float32", overwrite=True)
-
-
 def _asked(model: Any, tokenizer: Any, rows: Sequence[Record], samples: int, seed: int) -> Sequences:
     return Asker(model, tokenizer, reward, Sampling(samples=samples, max_new_tokens=LONGEST)).ask(rows, seed)
 
@@ -106,11 +102,10 @@ def prepare(seed: int, quick: bool, directory: Path) -> School:
     draw = np.random.default_rng(derive_seed(seed, "teacher"))
     answers = [[CHAINS.solution(problem, SLIPS, draw) for _ in range(TEACHER_SAMPLES)] for problem in problems]
     questions = [as_record(problem) for problem in problems]
-    weak = small_decoder(tokenizer)
+    weak = decoder_for(tokenizer)
     everything = [{**row, "completion": said[0]} for row, said in zip(questions, answers, strict=True)]
-    with _run(directory, "weak", seed) as run:
-        data = from_records(everything, tokenizer)
-        train(weak, SFT(), data, run, _budget(2e-3, 10 if quick else 150, len(data)), save_every=None)
+    data = from_records(everything, tokenizer)
+    taught(weak, SFT(), data, _budget(2e-3, 10 if quick else 150, len(data)), directory / "weak", seed)
     own = verified(questions, _answers(weak, tokenizer, questions, 4, derive_seed(seed, "weak")), reward)
     found = curriculum(
         questions, rates(own), answers, verified(questions, answers, reward), weak_rate=0.75, teacher_rate=0.8,
@@ -135,10 +130,7 @@ def is_hard(problem: Problem) -> bool:
 
 def _budget(rate: float, steps: int, rows: int, batch: int = 64) -> Training:
     size = min(batch, rows)
-    return Training(
-        learning_rate=rate, batch_size=size, micro_batch_size=size, epochs=steps * size / rows, schedule="cosine",
-        warmup_ratio=0.05,
-    )  # fmt: skip
+    return budget(rate, steps * size / rows, size, schedule="cosine", warmup_ratio=0.05)
 
 
 def scores(model: Any, school: School, rows: Sequence[Record] | None = None) -> Mapping[str, float]:
@@ -162,10 +154,13 @@ def _chosen(model: Any, school: School) -> float:
     return float(sequence_logps(token_logps(model, won), won.response_mask, "sum").mean())
 
 
-def best(school: School, learn: Any, given: Sequence[float]) -> Any:
+def _best(school: School, learn: Any, given: Sequence[float]) -> Any:
     """The decoder of the learning rate that is best on development chains."""
-    models = [learn(rate) for rate in (given[:1] if school.quick else given)]
-    return max(models, key=lambda model: scores(model, school, school.development)["accuracy"])
+
+    def found(model: Any) -> float:
+        return scores(model, school, school.development)["accuracy"]
+
+    return best(given[:1] if school.quick else given, learn, found)[1]
 
 
 def supervised(school: School, order: Literal["curriculum", "shuffled", "hard only", "first"]) -> Any:
@@ -183,11 +178,11 @@ def supervised(school: School, order: Literal["curriculum", "shuffled", "hard on
         model = copy.deepcopy(school.weak)
         for number, (rows, count, share) in enumerate(parts):
             data = from_records(rows, school.tokenizer)
-            with _run(school.directory, f"{order} {number} {rate:g}", school.seed) as run:
-                train(model, SFT(), data, run, _budget(rate * share, count, len(data)), save_every=None)
+            own, where = _budget(rate * share, count, len(data)), school.directory / f"{order} {number} {rate:g}"
+            taught(model, SFT(), data, own, where, school.seed)
         return model
 
-    return best(school, learn, RATES)
+    return _best(school, learn, RATES)
 
 
 def preferred(school: School, kind: Literal["nca", "dpo"]) -> Any:
@@ -197,13 +192,11 @@ def preferred(school: School, kind: Literal["nca", "dpo"]) -> Any:
     pairs = school.pairs
 
     def learn(rate: float) -> Any:
-        model, steps = copy.deepcopy(school.second), 2 if school.quick else PREFERENCE
-        with _run(school.directory, f"{kind} {rate:g}", school.seed) as run:
-            objective = DPO(kind=kind, beta=0.3)
-            train(model, objective, pairs, run, _budget(rate, steps, len(pairs), 32), save_every=None)
-        return model
+        model, objective = copy.deepcopy(school.second), DPO(kind=kind, beta=0.3)
+        own = _budget(rate, 2 if school.quick else PREFERENCE, len(pairs), 32)
+        return taught(model, objective, pairs, own, school.directory / f"{kind} {rate:g}", school.seed)
 
-    return best(school, learn, PREFERENCE_RATES)
+    return _best(school, learn, PREFERENCE_RATES)
 
 
 def reinforced(school: School, prompts: Band) -> Any:
@@ -220,14 +213,13 @@ def reinforced(school: School, prompts: Band) -> Any:
         model, rollouts = copy.deepcopy(school.second), 2 if school.quick else REINFORCEMENT
         sampling = Sampling(samples=8, prompts_per_rollout=min(16, len(rows)), max_new_tokens=LONGEST)
         training = Training(learning_rate=rate, micro_batch_size=128, epochs=rollouts * 16 / len(rows))
-        with _run(school.directory, f"grpo {prompts} {rate:g}", school.seed) as run:
-            train(
-                model, GRPO(dual_clip=3.0, kl_coefficient=1e-3), rows, run, training, tokenizer=school.tokenizer,
-                reward=worth, sampling=sampling, save_every=None,
-            )  # fmt: skip
-        return model
+        return taught(
+            model, GRPO(dual_clip=3.0, kl_coefficient=1e-3), rows, training,
+            school.directory / f"grpo {prompts} {rate:g}", school.seed,
+            tokenizer=school.tokenizer, reward=worth, sampling=sampling,
+        )  # fmt: skip
 
-    return best(school, learn, PREFERENCE_RATES)
+    return _best(school, learn, PREFERENCE_RATES)
 
 
 def measured(make: Any, *given: Any) -> Any:

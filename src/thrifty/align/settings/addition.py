@@ -14,16 +14,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from thrifty.align.base import Objective, Training
+from thrifty.align.diversity import spoken
+from thrifty.align.settings.base import best, budget, examples, split, taught
+from thrifty.align.settings.decoders import small_decoder
 from thrifty.align.sft import SFT
-from thrifty.align.training import train
-from thrifty.core.run import Run
 from thrifty.core.seeding import derive_seed
 from thrifty.core.threads import one_thread
 from thrifty.lm.sample import sample
-from thrifty.lm.sequences import Sequences, from_rows
+from thrifty.lm.sequences import Sequences
 
 PLUS, EQUALS, END, JUNK = 10, 11, 12, 13
 LARGEST = 19
@@ -84,8 +85,7 @@ def judge(pairs: Sequence[tuple[int, int]], answers: Sequences) -> tuple[Tensor,
         As sampled.
     """
     right, invalid = [], []
-    for ids, spoken, group in zip(answers.input_ids, answers.response_mask, answers["group"].tolist(), strict=True):
-        said = ids[spoken].tolist()
+    for said, group in zip(spoken(answers), answers["group"].tolist(), strict=True):
         right.append(said == answer(*pairs[int(group)]))
         invalid.append(len(said) < 2 or said[-1] != END or any(token > 9 for token in said[:-1]))
     return torch.tensor(right), torch.tensor(invalid)
@@ -95,11 +95,9 @@ def judge(pairs: Sequence[tuple[int, int]], answers: Sequences) -> tuple[Tensor,
 def prepare(seed: int, quick: bool, directory: Path) -> Addition:
     """The decoder, its log, and prompts for validation and test."""
     draw = torch.Generator().manual_seed(derive_seed(seed, "prompts"))
-    validation, test, known = split(draw)
+    validation, test, known = dealt(draw)
     base = decoder()
-    with Run(directory / "base", seed=seed, device="cpu", dtype="float32", overwrite=True) as run:
-        budget = Training(learning_rate=1e-3, batch_size=64, micro_batch_size=64, epochs=16 if quick else 32)
-        train(base, SFT(), _examples(known, draw), run, budget, save_every=None)
+    taught(base, SFT(), _examples(known, draw), budget(1e-3, 16 if quick else 32), directory / "base", seed)
     answers = _ask(base, known, SAMPLES, derive_seed(seed, "log"))
     right, _ = judge(known, answers)
     return Addition(
@@ -113,35 +111,23 @@ def prepare(seed: int, quick: bool, directory: Path) -> Addition:
     )
 
 
-def split(draw: torch.Generator) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[tuple[int, int]]]:
+def dealt(draw: torch.Generator) -> list[list[tuple[int, int]]]:
     """All sums, dealt out at random: 60 for validation, 100 for the test, and the rest, of which examples are known."""
-    everything = [(a, b) for a in range(LARGEST + 1) for b in range(LARGEST + 1)]
-    shuffled = [everything[i] for i in torch.randperm(len(everything), generator=draw).tolist()]
-    return shuffled[:60], shuffled[60:160], shuffled[160:]
+    return split([(a, b) for a in range(LARGEST + 1) for b in range(LARGEST + 1)], draw, 60, 100)
 
 
 def decoder() -> PreTrainedModel:
-    """A fresh decoder of two layers that knows nothing."""
-    config = LlamaConfig(
-        vocab_size=JUNK + 1,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=32,
-        bos_token_id=EQUALS,
-        eos_token_id=END,
-        pad_token_id=END,
-    )
-    return LlamaForCausalLM(config)
+    """A fresh decoder that knows nothing."""
+    return small_decoder(JUNK + 1, END)
 
 
 def _examples(pairs: Sequence[tuple[int, int]], draw: torch.Generator) -> Sequences:
-    rows = []
-    for (a, b), chance in zip(pairs, torch.rand(len(pairs), generator=draw).tolist(), strict=True):
-        said = answer(a, b) if chance >= JUNK_SHARE else [*answer(a, b)[:-1], JUNK, END]
-        rows.append((prompt(a, b) + said, [False] * 6 + [True] * len(said)))
-    return from_rows(rows, pad_id=END)
+    chances = torch.rand(len(pairs), generator=draw).tolist()
+    said = [
+        answer(*pair) if chance >= JUNK_SHARE else [*answer(*pair)[:-1], JUNK, END]
+        for pair, chance in zip(pairs, chances, strict=True)
+    ]
+    return examples(zip([prompt(*pair) for pair in pairs], said, strict=True), END)
 
 
 def _ask(model: PreTrainedModel, pairs: Sequence[tuple[int, int]], n: int, seed: int) -> Sequences:
@@ -169,19 +155,16 @@ def measure(make: Callable[[], Objective] | None, setting: Addition) -> Mapping[
     """
     if make is None:
         return scores(setting.base, setting.test, derive_seed(setting.seed, "test"))
-    best: tuple[float, PreTrainedModel] | None = None
-    for learning_rate in LEARNING_RATES:
-        model = copy.deepcopy(setting.base)
-        name = f"{type(make()).__name__}-{learning_rate:g}"
-        with Run(setting.directory / name, seed=setting.seed, device="cpu", dtype="float32", overwrite=True) as run:
-            method = make()
-            budget = replace(
-                setting.training.as_many_steps(len(setting.log), len(method.prepare(setting.log))),
-                learning_rate=learning_rate,
-            )
-            train(model, method, setting.log, run, budget, save_every=None)
-        found = scores(model, setting.validation, derive_seed(setting.seed, "validation"))["accuracy"]
-        if best is None or found > best[0]:
-            best = (found, model)
-    assert best is not None
-    return scores(best[1], setting.test, derive_seed(setting.seed, "test"))
+
+    def learn(learning_rate: float) -> PreTrainedModel:
+        method = make()
+        steps = setting.training.as_many_steps(len(setting.log), len(method.prepare(setting.log)))
+        own = replace(steps, learning_rate=learning_rate)
+        where = setting.directory / f"{type(method).__name__}-{learning_rate:g}"
+        return taught(copy.deepcopy(setting.base), method, setting.log, own, where, setting.seed)
+
+    def found(model: PreTrainedModel) -> float:
+        return scores(model, setting.validation, derive_seed(setting.seed, "validation"))["accuracy"]
+
+    _, model = best(LEARNING_RATES, learn, found)
+    return scores(model, setting.test, derive_seed(setting.seed, "test"))
