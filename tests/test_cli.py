@@ -242,6 +242,21 @@ def test_compare_runs_methods_variants_and_baselines(capsys: Captured, toy: None
     assert "adding" in refused(capsys, "compare", "forget", "--task", "subtracting")
 
 
+def test_the_report_of_a_comparison_plots_the_task_s_trade_off(
+    capsys: Captured, toy: None, monkeypatch: pytest.MonkeyPatch, elsewhere: Path
+) -> None:
+    task = dataclasses.replace(TOY_TASK, metrics=["sum", "-cost"], axes=("-cost", "sum"))
+    task = dataclasses.replace(task, baselines={"nothing": lambda problem: {"sum": 0.0, "cost": 1.0}}, variants={})
+    task = dataclasses.replace(task, evaluate=lambda method, problem: {"sum": 1.0, "cost": 2.0})
+    room = Room(Inputs, toy_run, {"adding": task})
+    for place in ("jobs", "claims.compare"):
+        monkeypatch.setattr(f"thrifty.{place}.load_room", lambda name: room)
+    assert cli.main(["compare", "forget", "--json", "--out", "compared"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["axes"], result["baselines"]) == (["-cost", "sum"], ["nothing"])
+    assert "sum against cost: a point for each of ssd, nothing" in (elsewhere / "compared" / "report.html").read_text()
+
+
 BENCH_ROW = {
     "name": "a / b", "ratio": 2, "ours": 4.0, "peer": 2.0, "unit": "s", "runs": [2], "min": 2, "median": 2, "max": 2,
     "target": ">= 1", "ok": True,

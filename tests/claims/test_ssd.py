@@ -10,8 +10,10 @@ from thrifty.claims.harness import measure
 from thrifty.claims.ssd import CLAIM
 from thrifty.core.errors import InputError
 from thrifty.forget.baselines import FineTune, GradientAscent
+from thrifty.forget.picture_problems import class_problem
+from thrifty.forget.problems import choose, run_method
 from thrifty.forget.ssd import SSD
-from thrifty.forget.tasks import TASKS, choose, class_problem, run_method
+from thrifty.forget.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -94,4 +96,5 @@ def test_tasks_give_what_the_method_needs(name):
     from thrifty.core import index
 
     assert set(index.paper("ssd").needs) <= TASKS[name].gives
-    assert isinstance(TASKS[name].variants["lfssd"](), SSD)
+    if "images" in TASKS[name].gives:
+        assert isinstance(TASKS[name].variants["lfssd"](), SSD)

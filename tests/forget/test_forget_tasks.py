@@ -15,9 +15,9 @@ from thrifty.core.loop import fit
 from thrifty.core.run import Run
 from thrifty.forget.base import forget_with
 from thrifty.forget.data import Labelled
+from thrifty.forget.problems import Problem, choose, run_method
 from thrifty.forget.room import Inputs
 from thrifty.forget.room import run as run_room
-from thrifty.forget.tasks import Problem, choose, run_method
 
 
 @dataclass(frozen=True)

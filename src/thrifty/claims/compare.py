@@ -66,7 +66,8 @@ def compare(
     Returns
     -------
     dict
-        As :func:`thrifty.claims.harness.reproduce` returns, without a verdict, and with the task's ``axes``.
+        As :func:`thrifty.claims.harness.reproduce` returns, without a verdict, with the task's ``axes`` and the
+        names of its ``baselines``.
     """
     name, task = pick_task(room, task_name)
     count = 1 if quick else seeds
@@ -79,6 +80,7 @@ def compare(
         "metric": task.metrics[0].lstrip("-"),
         "metrics": list(task.metrics),
         "axes": None if task.axes is None else list(task.axes),
+        "baselines": list(task.baselines),
         "arms": summarise(measured),
         "seeds": list(range(count)),
         "versions": versions(),

@@ -30,6 +30,8 @@ _RECORDS, _BATCH, _EPOCHS = 1000, 64, 5
 _LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 """Of each arm, the best by greedy accuracy on validation sums."""
 _SAMPLES = 8
+_READ_RIGHT = 0.5
+"""Share of the sums that the decoder has read right, whoever spoke; the others are one too many."""
 
 Sums = Sequence[tuple[int, ...]]
 
@@ -50,14 +52,18 @@ class Setting:
 
 @one_thread()
 def prepare(seed: int, quick: bool, directory: Path) -> Setting:
-    """A decoder that has read right sums, whoever spoke; and the conversations of the two teachers."""
+    """A decoder that has read sums, half of them right, whoever spoke; and the conversations of the two teachers."""
     draw = torch.Generator().manual_seed(derive_seed(seed, "sums"))
     pairs = [(a, b) for a in range(_TOP + 1) for b in range(_TOP + 1)]
     test, validation, known = split(pairs, draw, 240, 120)
     template = ConditionedTemplate(sums_tokenizer())
     read = [(pair, condition) for pair in known for condition in ("", "GPT4", "GPT3")]
+    wrong = (torch.rand(len(read), generator=draw) >= _READ_RIGHT).tolist()
     data = weighted_sequences(
-        [{"prompt": asked(pair), "completion": str(sum(pair))} for pair, _ in read],
+        [
+            {"prompt": asked(pair), "completion": str(sum(pair) + off)}
+            for (pair, _), off in zip(read, wrong, strict=True)
+        ],
         template,
         [Said(condition, 1.0, True) for _, condition in read],
     )
@@ -116,10 +122,10 @@ CLAIM = Claim(
         "all, on the good ones only, with the weights only, or with the condition only"
     ),
     setting=(
-        "A two-layer decoder that has read right sums of two numbers up to 30; 1,000 answers, 10% of an expert who is "
-        "right in 90%, 90% of others who are right in 30% and else count one too many; 5 epochs of batches of 64, or "
-        "as many steps, for every arm at the best of three learning rates on 120 validation sums; greedy answers to "
-        "240 sums that were neither read nor answered, asked as the expert"
+        "A two-layer decoder that has read sums of two numbers up to 30, half of them one too many; 1,000 answers, "
+        "10% of an expert who is right in 90%, 90% of others who are right in 30% and else count one too many; 5 "
+        "epochs of batches of 64, or as many steps, for every arm at the best of three learning rates on 120 "
+        "validation sums; greedy answers to 240 sums that were neither read nor answered, asked as the expert"
     ),
     prepare=prepare,
     arms={
@@ -139,9 +145,11 @@ CLAIM = Claim(
     ),
     seeds=5,
     tried=(
-        "In this setting the untuned decoder is ahead of every arm, as it has read nothing but right sums: what is "
-        "compared is how little each arm harms it. In first trials, without a choice of learning rate on validation "
-        "data, with decoders that had read wrong sums too, and with one that learns the topics of words from nothing, "
-        "condition only or the expert alone was ahead of C-RLFT."
+        "Four other settings were looked at. In first trials, without a choice of learning rate on validation data, "
+        "with decoders that had read wrong sums too, and with one that learns the topics of words from nothing, "
+        "condition only or the expert alone was ahead of C-RLFT. A decoder that has read nothing but right sums, 32, "
+        "16 or 8 times, is ahead of every arm or knows too little for any. With 60% right, on two seeds that are not "
+        "among these, C-RLFT was ahead of SFT on all, of the expert alone and of condition only in both, of weights "
+        "only in one; 50% was then fixed, so that the untuned decoder is no better than a coin."
     ),
 )

@@ -8,8 +8,9 @@ from pathlib import Path
 from thrifty.claims.harness import Claim, Condition
 from thrifty.forget.base import Forgetter
 from thrifty.forget.baselines import BadTeacher, FineTune, GradientAscent
+from thrifty.forget.picture_problems import digits, fashion
+from thrifty.forget.problems import METRICS, Problem, choose, run_method, scores
 from thrifty.forget.ssd import SSD
-from thrifty.forget.tasks import METRICS, Problem, choose, digits, fashion, run_method, scores
 
 # Six settings for each arm, chosen among on held-out training data by the same rule (see choose).
 _SELECTIONS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0)

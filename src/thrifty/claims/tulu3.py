@@ -35,8 +35,10 @@ CLAIM = Claim(
         Condition("preference accuracy", "dpo-norm", "dpo", margin=-0.05),
         Condition("ended", "tulu3", "without penalty"),
     ),
+    seeds=6,
     tried=(
         "Sums of numbers up to 19, of which 240 were known: the decoder learns these by heart and is right on one "
-        "unseen sum in five after the supervised and preference stages, which can't be told apart."
+        "unseen sum in five after the supervised and preference stages, which can't be told apart. Three seeds could "
+        "not tell three of the pairs apart: their number was doubled."
     ),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -27,13 +27,15 @@ Objective: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 class Forgetter(Protocol):
     """A method of the room: a registered dataclass with ``forget``.
 
-    ``needs`` names the sets that ``forget`` takes beside the model, out of ``forget_set``, ``retain_set`` and
-    ``full_set`` (both together). A ``forget`` with a parameter ``run`` gets the :class:`~thrifty.core.run.Run` too;
+    ``needs`` names the sets that ``forget`` takes beside the model, out of ``forget_set``, ``retain_set``,
+    ``full_set`` (both together) and, for language models, ``refusal_set`` (the forget set's prompts, answered by "I do
+    not know" and the like). A ``forget`` with a parameter ``run`` gets the :class:`~thrifty.core.run.Run` too;
     :func:`forget_with` gives each method exactly what it takes. ``needs_labels`` says whether the labels of the sets
     are looked at. The model that was given stays as it was.
     """
 
-    needs: ClassVar[tuple[str, ...]]
+    @property
+    def needs(self) -> tuple[str, ...]: ...
 
     @property
     def needs_labels(self) -> bool: ...

@@ -31,6 +31,8 @@ def descend(
     *,
     peak: float | None = None,
     clip_norm: float = 1.0,
+    clip: Callable[[], Tensor] | None = None,
+    schedule: Callable[[int], float] | None = None,
     label: str = "train",
 ) -> nn.Module:
     """Takes ``steps`` optimizer steps on ``loss(model, step)``; for training that takes seconds.
@@ -49,6 +51,10 @@ def descend(
         Learning rate at the top of a one-cycle schedule that begins and ends near 0; ``None`` keeps the optimizer's.
     clip_norm
         Largest norm of the gradient.
+    clip
+        Clips the gradients in place of that, and returns their norms.
+    schedule
+        ``schedule(step)``: what the optimizer's learning rates are multiplied by.
     label
         What the progress bar says.
 
@@ -57,14 +63,17 @@ def descend(
     NonFiniteError
         When the gradient is not finite.
     """
+    rates = [group["lr"] for group in optimizer.param_groups]
     for step in track(range(steps), label):
-        if peak is not None:
-            for group in optimizer.param_groups:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            if peak is not None:
                 group["lr"] = peak * one_cycle((step + 1) / (steps + 1))
+            elif schedule is not None:
+                group["lr"] = rate * schedule(step)
         optimizer.zero_grad(set_to_none=True)
         loss(model, step).backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-        if not math.isfinite(float(norm)):
+        norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm) if clip is None else clip()
+        if not torch.isfinite(norm).all():
             raise NonFiniteError(f"the gradient is not finite at step {step}: try a smaller learning rate")
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -134,13 +143,15 @@ class Retrain:
     fresh
         Makes a model with new weights.
     learning_rate
-        Peak of a one-cycle schedule of SGD with momentum 0.9 and weight decay 5e-4.
+        Peak of a one-cycle schedule of SGD with momentum 0.9 and weight decay 5e-4, or of AdamW.
     epochs
         Passes over the retain set.
     batch_size
         Examples in a batch.
     seed
         Of the order.
+    adam
+        AdamW with weight decay 0.05 instead of SGD: transformers hardly learn from so few pictures with SGD.
     """
 
     fresh: Callable[[], nn.Module]
@@ -148,6 +159,7 @@ class Retrain:
     epochs: float = 6.0
     batch_size: int = 64
     seed: int = 0
+    adam: bool = False
 
     needs: ClassVar[tuple[str, ...]] = ("retain_set",)
     needs_labels: ClassVar[bool] = True
@@ -161,8 +173,12 @@ class Retrain:
         source = as_source(data, "training set")
         new = self.fresh().to(device).train()
         batch = on(source, new, self.batch_size, self.seed)
-        optimizer = torch.optim.SGD(
-            new.parameters(), lr=self.learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True
+        optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(new.parameters(), lr=self.learning_rate, weight_decay=0.05)
+            if self.adam
+            else torch.optim.SGD(
+                new.parameters(), lr=self.learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True
+            )
         )
         steps = steps_of(source, self.batch_size, self.epochs)
         descend(new, lambda m, i: cross_entropy(m, batch(i)), optimizer, steps, peak=self.learning_rate)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,12 +19,28 @@ from thrifty.core.run import Run
 from thrifty.core.threads import one_thread
 from thrifty.data.image_files import LabelledImages
 from thrifty.data.images import images
+from thrifty.forget import skills
+from thrifty.forget.author_problem import SMALL, author_sets, taught
+from thrifty.forget.authors import author_questions
 from thrifty.forget.base import Forgetter, forget_with
 from thrifty.forget.baselines import Retrain
 from thrifty.forget.data import Joined, Part, Source
+from thrifty.forget.ensemble_problem import CONFIG, Sizes, alike_digits
 from thrifty.forget.evaluate import evaluate
-from thrifty.forget.subjects import Examples, Net, Subject, class_number, load_subject, pictures, save_whole
-from thrifty.forget.tasks import TASKS, fresh
+from thrifty.forget.picture_problems import fresh
+from thrifty.forget.relearning import Relearning
+from thrifty.forget.subjects import (
+    Examples,
+    LanguageModel,
+    Net,
+    Subject,
+    class_number,
+    load_subject,
+    pictures,
+    save_whole,
+)
+from thrifty.forget.tasks import TASKS
+from thrifty.lm.load import load_lm
 from thrifty.nets.vision import ResNetConfig, pixels
 
 _log = logging.getLogger("thrifty")
@@ -38,7 +54,8 @@ class Inputs:
     ----------
     model
         The trained model: a directory or hub id of a Hugging Face image classifier or causal language model, or a
-        directory that thrifty saved. By default a small network is trained on 8x8 digits.
+        directory that thrifty saved. By default a small network is trained on 8x8 digits; for methods of language
+        models, a small decoder on fictitious authors, eight of whom are to be forgotten, or SmolLM2 and its arithmetic.
     data
         Its training data: an image folder with a sub-folder for each class, an NPZ file with ``x`` and ``y``, or
         JSONL with ``prompt`` and ``completion`` for a language model.
@@ -52,6 +69,8 @@ class Inputs:
         Longest prompt and completion together, in tokens; longer ones are cut at the end.
     evaluate
         Measure on at most so many examples of each set.
+    relearn
+        Measure how many steps on the forget set bring the original's accuracy there back, at most so many; not when 0.
     """
 
     model: str | None = None
@@ -61,11 +80,14 @@ class Inputs:
     test: str | None = None
     max_length: int = 1024
     evaluate: int = 2000
+    relearn: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_length", "evaluate"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.relearn < 0:
+            raise InputError(f"relearn must be at least 0, not {self.relearn}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +105,7 @@ def run(method: Forgetter, inputs: Inputs, run: Run) -> dict[str, Any]:
     The model is saved to ``model`` in the run's directory and loads as the given one did. ``changed.json`` says how
     many weights of each parameter were changed.
     """
-    given = _given(inputs, run)
+    given = _given(method, inputs, run)
     model = given.subject.model
     before = evaluate(model, given.judged)
     started = time.perf_counter()
@@ -93,11 +115,14 @@ def run(method: Forgetter, inputs: Inputs, run: Run) -> dict[str, Any]:
     save_whole(given.subject, changed, run.directory / "model")
     counts = changed_weights(model, changed)
     write_json(run.directory / "changed.json", counts)
+    if inputs.relearn:
+        again = Relearning(most_steps=inputs.relearn).measure(changed, given.sets["forget_set"], model)
+        after["relearn_steps"] = again.steps
     total = sum(count["weights"] for count in counts.values())
     return {
         "table": [{"model": "before"} | before, {"model": "after"} | after | {"seconds": seconds}],
         "model": str(run.directory / "model"),
-        "examples": {name: len(source) for name, source in given.sets.items()},
+        "examples": {name: len(source) for name, source in given.sets.items() if name != "refusal_set"},
         "changed": sum(count["changed"] for count in counts.values()) / total,
     }
 
@@ -111,11 +136,11 @@ def changed_weights(before: nn.Module, after: nn.Module) -> dict[str, dict[str, 
     }
 
 
-def _given(inputs: Inputs, run: Run) -> Given:
+def _given(method: Forgetter, inputs: Inputs, run: Run) -> Given:
     if inputs.model is None:
         if inputs.data is not None or inputs.forget is not None or inputs.test is not None:
             raise InputError("data without a model: give --model, the one that was trained on them")
-        return _digits(inputs, run)
+        return _EMBEDDED[getattr(method, "embedded", "digits")](inputs, run)
     if inputs.data is None:
         raise InputError("a model without its training data: give --data")
     subject = load_subject(inputs.model, run, inputs.max_length)
@@ -138,6 +163,50 @@ def _digits(inputs: Inputs, run: Run) -> Given:
     subject = Net(net, data.classes)
     save_whole(subject, net, run.directory / "original")
     return _split(subject, train, test, Inputs(forget_class=forgotten, evaluate=inputs.evaluate))
+
+
+def _authors(inputs: Inputs, run: Run) -> Given:
+    if inputs.forget_class is not None:
+        raise InputError("--forget-class is for classifiers: language models forget records")
+    questions = author_questions(SMALL.forget, SMALL.retain, run.seed)
+    model, tokenizer, _ = taught(questions, SMALL, run.seed, run.directory / "original")
+    sets = author_sets(questions, tokenizer, run.seed)
+    judged = {name: _first(sets[f"{name}_set"], inputs.evaluate) for name in ("forget", "retain")}
+    return Given(LanguageModel(model.to(run.device), tokenizer, inputs.max_length), sets, judged)
+
+
+def _skill(inputs: Inputs, run: Run) -> Given:
+    if inputs.forget_class is not None:
+        raise InputError("--forget-class is for classifiers: language models forget records")
+    model, tokenizer = load_lm(skills.MODEL, dtype=run.dtype, device=run.device)
+    found = skills.skill_texts(tokenizer, run.seed, probes=80, valid=1, asked=1, judged=24)
+    names = {"skill": "forget", "text": "retain", "copy": "copy"}
+    judged = {names[name]: _first(source, inputs.evaluate) for name, source in found.judged.items()}
+    return Given(LanguageModel(model, tokenizer, inputs.max_length), found.sets, judged)
+
+
+def _alike_digits(inputs: Inputs, run: Run) -> Given:
+    if inputs.forget_class is not None:
+        return _digits(inputs, run)
+    sizes = Sizes()
+    data = alike_digits(run.seed, sizes)
+    gone, kept, test = (data.rows(part) for part in torch.arange(len(data)).split(sizes.parts))
+    full = data.rows(torch.arange(sizes.training))
+    recipe = Retrain(partial(fresh, CONFIG, run.seed), epochs=sizes.epochs, seed=run.seed)
+    with one_thread():
+        net = recipe.train(full, run.device)
+    subject = Net(net, tuple(map(str, range(CONFIG.classes))))
+    save_whole(subject, net, run.directory / "original")
+    sets = {"forget_set": gone, "retain_set": kept, "full_set": full}
+    return Given(subject, sets, {"forget": gone, "retain": kept, "test": test})
+
+
+_EMBEDDED: Mapping[str, Callable[[Inputs, Run], Given]] = {
+    "digits": _digits,
+    "alike-digits": _alike_digits,
+    "authors": _authors,
+    "skill": _skill,
+}
 
 
 def _split(subject: Subject, data: Examples, test: Examples | None, inputs: Inputs) -> Given:
@@ -175,25 +244,30 @@ def _by_example(data: Examples, forget: Examples) -> dict[str, Source]:
     gone = torch.tensor([key in wanted for key in data.keys])
     strange = [index for index, key in enumerate(forget.keys) if key not in known]
     if not strange:
-        return _sets(data.source, gone)
+        return _sets(data.source, gone, data.refusals)
     _log.warning(
         "%d of the %d examples to forget are not in the training data (the first is example %d): they are added to it",
         len(strange),
         len(forget.keys),
         strange[0],
     )
-    added = Joined(data.source, Part(forget.source, torch.tensor(strange)))
-    return _sets(added, torch.cat([gone, torch.ones(len(strange), dtype=torch.bool)]))
+    numbers = torch.tensor(strange)
+    added = Joined(data.source, Part(forget.source, numbers))
+    refusals = None
+    if data.refusals is not None and forget.refusals is not None:
+        refusals = Joined(data.refusals, Part(forget.refusals, numbers))
+    return _sets(added, torch.cat([gone, torch.ones(len(strange), dtype=torch.bool)]), refusals)
 
 
-def _sets(full: Source, gone: Tensor) -> dict[str, Source]:
+def _sets(full: Source, gone: Tensor, refusals: Source | None = None) -> dict[str, Source]:
     if gone.all():
         raise InputError("everything is to be forgotten: leave something to keep")
-    return {
+    sets = {
         "forget_set": Part(full, gone.nonzero()[:, 0]),
         "retain_set": Part(full, (~gone).nonzero()[:, 0]),
         "full_set": full,
     }
+    return sets if refusals is None else {**sets, "refusal_set": Part(refusals, gone.nonzero()[:, 0])}
 
 
 def _first(source: Source, most: int) -> Source:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +26,8 @@ from thrifty.data.fetch import fetch
 from thrifty.data.image_files import LabelledImages, read_images
 from thrifty.data.readers import read
 from thrifty.forget.data import Batch, Labelled, Source, Texts
+from thrifty.forget.interventions import save_unlearned
+from thrifty.forget.refusals import refused
 from thrifty.lm.load import load_lm
 from thrifty.lm.records import from_records
 from thrifty.nets.vision import is_net, load_net, pixels, save_net
@@ -45,11 +47,14 @@ class Examples:
         What identifies each example's content, [N].
     y
         Their classes, as the model numbers them; ``None`` for texts.
+    refusals
+        Of texts, the same prompts with a refusal as the answer, row for row.
     """
 
     source: Source
     keys: tuple[bytes, ...]
     y: Tensor | None = None
+    refusals: Source | None = None
 
 
 class Subject(Protocol):
@@ -147,12 +152,39 @@ class LanguageModel:
         # Records too long to hold any of their response are left out, hence the numbers.
         used = [rows[int(number)] for number in found["record"]]
         keys = tuple(json.dumps({name: row.get(name) for name in _TEXT}).encode() for row in used)
-        return Examples(Texts(found.without_columns("record")), keys)
+        return Examples(Texts(found.without_columns("record")), keys, refusals=Refusals(used, self))
+
+    def sequences(self, records: Sequence[Mapping[str, Any]]) -> Texts:
+        """Records as the model reads them."""
+        return Texts(from_records(records, self.tokenizer, max_length=self.max_length))
 
     def save(self, model: Any, directory: Path) -> None:
-        """With ``save_pretrained``, the tokenizer beside the model."""
-        model.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
+        """With ``save_pretrained``, the tokenizer beside the model, and an intervention where there is one."""
+        save_unlearned(model, directory, self.tokenizer)
+
+
+@dataclass(frozen=True, eq=False)
+class Refusals:
+    """Records with a refusal as the answer; made only when asked for.
+
+    Parameters
+    ----------
+    records
+        With the answers that the refusals take the place of.
+    subject
+        Whose tokenizer reads them.
+    """
+
+    records: Sequence[Mapping[str, Any]]
+    subject: LanguageModel
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def rows(self, indices: Tensor) -> Batch:
+        """The records of those numbers."""
+        every = refused(self.records)
+        return self.subject.sequences([every[int(number)] for number in indices])
 
 
 def pictures(found: LabelledImages, classes: Sequence[str], transform: Callable[[NDArray[Any]], Tensor]) -> Examples:

@@ -1,219 +1,26 @@
-"""Problems on which ways of forgetting are compared: a class of small pictures and a small residual network."""
+"""The comparisons of the room: problems, what each is measured by, and what methods are compared with."""
 
 from __future__ import annotations
 
-import json
-import time
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import nn
-
-from thrifty.core.atomic import write_json
-from thrifty.core.errors import InputError
 from thrifty.core.method import Task
-from thrifty.core.run import Run
-from thrifty.core.seeding import generator
-from thrifty.core.threads import one_thread
-from thrifty.data.images import images
-from thrifty.forget.base import Forgetter, device_of, forget_with
-from thrifty.forget.baselines import BadTeacher, FineTune, GradientAscent, Retrain
-from thrifty.forget.data import Labelled, Source
-from thrifty.forget.evaluate import evaluate, predict
+from thrifty.forget import author_problem, skills
+from thrifty.forget.baselines import BadTeacher, FineTune, GradientAscent
+from thrifty.forget.laf import LAF
+from thrifty.forget.npo import NPO
+from thrifty.forget.picture_problems import digits, fashion, fashion_random, fashion_subclass, fashion_vit
+from thrifty.forget.problems import METRICS, Problem, run_method, scores
+from thrifty.forget.relearning import Relearning
 from thrifty.forget.ssd import SSD
-from thrifty.nets.vision import WEIGHTS, ResNet, ResNetConfig, load_net, pixels, save_net
 
-METRICS = (
-    "-test_forget_accuracy",
-    "test_retain_accuracy",
-    "-mia_gap",
-    "-forget_kl",
-    "-seconds",
-    "-seconds_ratio",
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """A trained classifier, what it must forget, and how well it did.
-
-    Parameters
-    ----------
-    model
-        Trained on everything.
-    sets
-        ``forget_set``, ``retain_set`` and ``full_set``, as methods ask for them.
-    valid
-        ``forget`` and ``retain`` examples that no training saw, for choosing settings.
-    judged
-        The sets that the final scores are taken on.
-    retrained
-        The model trained without the forget set, with the same recipe.
-    retrain_seconds
-        What that took.
-    retrained_mia
-        Its membership score.
-    directory
-        Where methods that train keep their run.
-    seed
-        Of those runs.
-    """
-
-    model: nn.Module
-    sets: Mapping[str, Source]
-    valid: Mapping[str, Source]
-    judged: Mapping[str, Source]
-    retrained: nn.Module
-    retrain_seconds: float
-    retrained_mia: float
-    directory: Path
-    seed: int
-
-    def run(self) -> Run:
-        """A run for one method, begun anew: its seconds are measured, so it goes on with nothing."""
-        device = str(device_of(self.model))
-        return Run(self.directory / "run", seed=self.seed, device=device, overwrite=True)
-
-
-def fresh(config: ResNetConfig, seed: int) -> ResNet:
-    """A network with new weights that depend on the seed only."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ResNet(config)
-
-
-def class_problem(
-    name: str, forgotten: int, seed: int, directory: Path, *, train: int, valid: int, test: int, epochs: float
-) -> Problem:
-    """The problem of forgetting one class of an image set; trained networks are kept in ``directory``.
-
-    Parameters
-    ----------
-    name
-        An image set of :func:`thrifty.data.images.images`.
-    forgotten
-        The class to forget.
-    seed
-        Of the choice of pictures, the weights and the order of training.
-    directory
-        Where the original and the retrained network are kept, and the run of a method.
-    train, valid, test
-        How many pictures to take for training, for choosing settings, and for the scores.
-    epochs
-        Passes over the training pictures.
-    """
-    data = images(name)
-    if not 0 <= forgotten < len(data.classes):
-        raise InputError(f"{name} has the classes 0 to {len(data.classes) - 1}, not {forgotten}")
-    chosen = torch.randperm(len(data.train_x), generator=generator(seed, "forget", name))[: train + valid]
-    everything = Labelled(pixels(data.train_x[chosen.numpy()]), torch.from_numpy(data.train_y[chosen.numpy()]))
-    full = everything.rows(torch.arange(min(train, len(everything) - valid)))
-    held_out = everything.rows(torch.arange(len(full), len(everything)))
-    final = Labelled(pixels(data.test_x[:test]), torch.from_numpy(data.test_y[:test]))
-    gone, kept = split(full, forgotten)
-    judged: dict[str, Source] = {
-        "forget": gone,
-        "retain": kept.rows(torch.arange(min(len(kept), 2000))),
-        "test": final,
-        **dict(zip(("test_forget", "test_retain"), split(final, forgotten), strict=True)),
-    }
-    config = ResNetConfig(len(data.classes), stem_stride=1 if data.train_x.shape[1] < 16 else 2)
-    recipe = Retrain(partial(fresh, config, seed), epochs=epochs, seed=seed)
-    original, _ = _kept(directory / "original", recipe, full)
-    retrained, seconds = _kept(directory / "retrained", recipe, kept)
-    return Problem(
-        original,
-        {"forget_set": gone, "retain_set": kept, "full_set": full},
-        dict(zip(("forget", "retain"), split(held_out, forgotten), strict=True)),
-        judged,
-        retrained,
-        seconds,
-        evaluate(retrained, {k: judged[k] for k in ("forget", "retain", "test")})["mia"],
-        directory,
-        seed,
-    )
-
-
-def split(data: Labelled, forgotten: int) -> tuple[Labelled, Labelled]:
-    """The examples of a class, and all others."""
-    assert data.y is not None
-    inside = data.y == forgotten
-    return data.rows(inside.nonzero()[:, 0]), data.rows((~inside).nonzero()[:, 0])
-
-
-def _kept(directory: Path, recipe: Retrain, data: Source) -> tuple[nn.Module, float]:
-    note = directory / "seconds.json"
-    if not (note.exists() and (directory / WEIGHTS).exists()):
-        with one_thread():
-            started = time.process_time()
-            net = recipe.train(data, torch.device("cpu"))
-            seconds = time.process_time() - started
-        save_net(net, directory)
-        write_json(note, {"seconds": seconds})
-    return load_net(directory), float(json.loads(note.read_text(encoding="utf-8"))["seconds"])
-
-
-def scores(problem: Problem, model: nn.Module, seconds: float) -> dict[str, float]:
-    """How a model stands after forgetting, beside the retrained one."""
-    found = evaluate(model, problem.judged, reference=problem.retrained)
-    return found | {
-        "mia_gap": abs(found["mia"] - problem.retrained_mia),
-        "seconds": seconds,
-        "seconds_ratio": seconds / problem.retrain_seconds,
-    }
-
-
-def run_method(method: Forgetter, problem: Problem) -> dict[str, float]:
-    """Runs a method on a problem, with its seconds.
-
-    They are the processor's, on one thread: equal to those of the clock on a quiet machine, and steady on a busy one.
-    """
-    with one_thread(), problem.run() as run:
-        started = time.process_time()
-        model = forget_with(method, problem.model, problem.sets, run)
-        return scores(problem, model, time.process_time() - started)
-
-
-def choose(candidates: Sequence[Forgetter], problem: Problem, **stored: Any) -> Forgetter:
-    """The setting that keeps most and forgets most on held-out training data.
-
-    It has the largest accuracy on retained minus accuracy on forgotten examples; the first of equals.
-
-    Parameters
-    ----------
-    candidates
-        Settings of one method.
-    problem
-        The problem; its final sets are not looked at.
-    stored
-        What takes the place of a set, such as importances that all candidates share.
-    """
-
-    def merit(method: Forgetter) -> float:
-        with problem.run() as run:
-            model = forget_with(method, problem.model, {**problem.sets, **stored}, run)
-        kept, gone = (predict(model, problem.valid[name]).correct.mean() for name in ("retain", "forget"))
-        return float(kept - gone)
-
-    with one_thread():
-        return max(candidates, key=merit)
-
-
-def digits(seed: int, quick: bool, directory: Path) -> Problem:
-    """Forget the 3 of 8x8 digits."""
-    return class_problem("digits", 3, seed, directory, train=1200, valid=230, test=360, epochs=6 if quick else 12)
-
-
-def fashion(seed: int, quick: bool, directory: Path) -> Problem:
-    """Forget one class of Fashion-MNIST, another for each seed."""
-    size, epochs = (2000, 2) if quick else (5000, 10)
-    return class_problem(
-        "fashion-mnist", (3 + 3 * seed) % 10, seed, directory, train=size, valid=1500, test=4000, epochs=epochs
-    )
+# Relearning has no better side: the goal is that of the retrained model, as it is for accuracy where what is
+# forgotten is like what is kept.
+_CLASS = (*METRICS, "relearn_steps")
+_ALIKE = ("-forget_gap", "test_accuracy", "-mia_gap", "-forget_kl", "-seconds", "-seconds_ratio", "relearn_steps")
+Prepare = Callable[[int, bool, Path], Problem]
 
 
 def baselines() -> dict[str, Callable[[Problem], Mapping[str, float]]]:
@@ -227,19 +34,71 @@ def baselines() -> dict[str, Callable[[Problem], Mapping[str, float]]]:
     }
 
 
-def _task(summary: str, prepare: Callable[[int, bool, Path], Problem]) -> Task:
+def _task(summary: str, prepare: Prepare, metrics: Sequence[str], axes: tuple[str, str]) -> Task:
+    def with_relearning(seed: int, quick: bool, directory: Path) -> Problem:
+        return dataclasses.replace(prepare(seed, quick, directory), relearning=Relearning())
+
     return Task(
         summary=summary,
         gives=frozenset({"model", "classifier", "images", "labels", "forget-set", "retain-set"}),
-        prepare=prepare,
+        prepare=with_relearning,
         evaluate=run_method,
         baselines=baselines(),
-        metrics=METRICS,
-        variants={"lfssd": lambda: SSD(label_free=True)},
+        metrics=metrics,
+        variants={"lfssd": lambda: SSD(label_free=True), "laf+r": lambda: LAF(repair_epochs=1.0)},
+        axes=axes,
+    )
+
+
+def _class_task(summary: str, prepare: Prepare) -> Task:
+    return _task(summary, prepare, _CLASS, ("-test_forget_accuracy", "test_retain_accuracy"))
+
+
+def _alike_task(summary: str, prepare: Prepare) -> Task:
+    return _task(summary, prepare, _ALIKE, ("-forget_gap", "test_accuracy"))
+
+
+def _authors(seed: int, quick: bool, directory: Path) -> author_problem.AuthorProblem:
+    return author_problem.author_problem(author_problem.SMALL if quick else author_problem.REAL, seed, directory)
+
+
+def _author_task() -> Task:
+    run = author_problem.run_method
+    return Task(
+        summary="forget fictitious authors that SmolLM2 was taught (with --quick, a small decoder)",
+        gives=frozenset({"model", "language-model", "text", "forget-set", "retain-set"}),
+        prepare=_authors,
+        evaluate=run,
+        baselines={
+            "original": lambda problem: problem.marks(problem.model) | {"seconds": 0.0},
+            "retrain": lambda problem: problem.marks(problem.retained) | {"seconds": problem.retained_seconds},
+            "fine-tune": lambda problem: run(FineTune(), problem),
+            "gradient ascent": lambda problem: run(GradientAscent(), problem),
+            "bad teacher": lambda problem: run(BadTeacher(learning_rate=1e-3), problem),
+        },
+        metrics=author_problem.METRICS,
+        variants={
+            "npo+rt": lambda: NPO(retain="grad-diff"),
+            "npo+kl": lambda: NPO(retain="kl"),
+            "ga+rt": lambda: NPO(kind="ga", retain="grad-diff"),
+            "dpo+rt": lambda: NPO(kind="dpo", retain="grad-diff"),
+            "idk+rt": lambda: NPO(kind="idk", retain="grad-diff"),
+        },
+        axes=("-forget_probability", "model_utility"),
     )
 
 
 TASKS: Mapping[str, Task] = {
-    "digits-class": _task("forget the 3 of 8x8 digits, with a small residual network", digits),
-    "fashion-mnist-class": _task("forget a class of Fashion-MNIST, with a small residual network", fashion),
+    "authors": _author_task(),
+    "digits-class": _class_task("forget the 3 of 8x8 digits, with a small residual network", digits),
+    "fashion-mnist-class": _class_task("forget a class of Fashion-MNIST, with a small residual network", fashion),
+    "fashion-mnist-class-vit": _class_task("forget a class of Fashion-MNIST, with a small ViT", fashion_vit),
+    "fashion-mnist-subclass": _alike_task(
+        "forget one kind of shoe where Fashion-MNIST's classes are merged into five, with a small residual network",
+        fashion_subclass,
+    ),
+    "fashion-mnist-random": _alike_task(
+        "forget a random tenth of the training pictures of Fashion-MNIST, with a small residual network", fashion_random
+    ),
+    "skill": skills.TASK,
 }

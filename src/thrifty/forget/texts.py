@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from thrifty.core.errors import InputError
@@ -80,9 +82,61 @@ def response_logits(
             yield parts.logits(part).float(), tokens
 
 
+def compared(
+    model: nn.Module,
+    reference: nn.Module,
+    sequences: Sequences,
+    where: Bool[Tensor, "row time"],
+    distance: Callable[[Tensor, Tensor], Tensor],
+) -> Float[Tensor, ""]:
+    """Mean distance of a model's next-token distributions from a reference's; differentiable in the model.
+
+    Parameters
+    ----------
+    model, reference
+        Two causal language models of one vocabulary.
+    sequences
+        Right-padded rows on the models' device.
+    where
+        The tokens after which the two are compared; at least one.
+    distance
+        Of logits and reference logits, float32 ``[token, vocab]``, one number for each token.
+    """
+    parts, other = backbone(model), backbone(reference)
+    if parts is None or other is None:
+        sums = []
+        for row in _rows_with(where):
+            mine = _row_logits(model, sequences, row)[where[row]]
+            with torch.no_grad():
+                theirs = _row_logits(reference, sequences, row)[where[row]]
+            sums.append(distance(mine, theirs).sum())
+    else:
+        whole, fixed = parts, other
+        states = whole.states(sequences.input_ids)[where]
+        with torch.no_grad():
+            reference_states = fixed.states(sequences.input_ids)[where]
+
+        def total(part: Tensor, reference_part: Tensor) -> Tensor:
+            with torch.no_grad():
+                theirs = fixed.logits(reference_part).float()
+            return distance(whole.logits(part).float(), theirs).sum()
+
+        chunks = zip(states.split(_CHUNK), reference_states.split(_CHUNK), strict=True)
+        # Recomputed in the backward pass, as above.
+        sums = [checkpoint(total, *pair, use_reentrant=False) for pair in chunks]
+    return torch.stack(sums).sum() / where.sum()
+
+
 def predicted(sequences: Sequences) -> Tensor:
     """True where the next token is a response token, bool [B, T - 1]."""
     return (sequences.response_mask & sequences.attention_mask)[:, 1:]
+
+
+def positions(sequences: Sequences, which: Literal["answer", "text", "all"]) -> Bool[Tensor, "row time"]:
+    """After which tokens a prediction counts: those before an answer token, all of the text, or padding as well."""
+    if which == "all":
+        return torch.ones_like(sequences.attention_mask)
+    return sequences.attention_mask if which == "text" else functional.pad(predicted(sequences), (0, 1))
 
 
 def _predicted(sequences: Sequences) -> Tensor:
@@ -102,6 +156,9 @@ def _states(parts: Backbone, sequences: Sequences, ahead: Tensor) -> Tensor:
 
 
 def _by_model(model: nn.Module, sequences: Sequences, row: int) -> Tensor:
+    return _row_logits(model, sequences, row)[:-1][predicted(sequences)[row]]
+
+
+def _row_logits(model: nn.Module, sequences: Sequences, row: int) -> Tensor:
     part = slice(row, row + 1)
-    found = logits_by_model(model, sequences.input_ids[part], sequences.attention_mask[part])
-    return found[0, :-1][predicted(sequences)[row]].float()
+    return logits_by_model(model, sequences.input_ids[part], sequences.attention_mask[part])[0].float()

@@ -10,6 +10,7 @@ from typing import Any
 from thrifty.report.html import Html, badge, embedded, join, table, tag
 from thrifty.report.plots import arms_plot
 from thrifty.report.tables import claim_table, condition_table, number
+from thrifty.report.tradeoff import tradeoff_plot
 
 
 def claim_section(result: Mapping[str, Any], plot: Html | None = None) -> Html:
@@ -33,6 +34,8 @@ def claim_section(result: Mapping[str, Any], plot: Html | None = None) -> Html:
         parts.append(tag("p", tag("strong", "Setting. "), result["setting"]))
     parts += [table(claim_table(result), "Arms"), tag("p", _reading(result), class_="note")]
     parts.append(tag("figure", _embedded(result) if plot is None else plot))
+    if result.get("axes"):
+        parts.append(tag("figure", _tradeoff(result)))
     if result.get("conditions"):
         rows = [row | {"verdict": badge(str(row["verdict"]))} for row in condition_table(result)]
         parts.append(table(rows, "Conditions"))
@@ -75,3 +78,10 @@ def plot_alt(result: Mapping[str, Any]) -> str:
 def _embedded(result: Mapping[str, Any]) -> Html:
     with tempfile.TemporaryDirectory() as temporary:
         return embedded(arms_plot(result, Path(temporary) / "arms.svg"), plot_alt(result))
+
+
+def _tradeoff(result: Mapping[str, Any]) -> Html:
+    x, y = (name.lstrip("-") for name in result["axes"])
+    alt = f"{y} against {x}: a point for each of {', '.join(result['arms'])}; the numbers are in the table of arms."
+    with tempfile.TemporaryDirectory() as temporary:
+        return embedded(tradeoff_plot(result, Path(temporary) / "tradeoff.svg"), alt)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from thrifty.core.errors import InputError
 from thrifty.report.canvas import INK, LINE, MUTED, PALETTE, WIDTH, clean, figure, plain, write
+from thrifty.report.labels import name_points
 from thrifty.report.smoothing import extremes, is_noisy, smoothed
 from thrifty.report.tables import Row, columns, heading, is_numeric
 
@@ -173,10 +174,9 @@ def scatter_plot(rows: Sequence[Row], x: str, y: str, label: str, path: Path) ->
         axes.set_xscale(_scale([a for a, _, _ in there]))
         axes.set_yscale(_scale([b for _, b, _ in there]))
         axes.margins(0.14)
-        for a, b, text in there:
-            axes.annotate(plain(text), (a, b), (0, 6), textcoords="offset points", ha="center", fontsize=8.5, color=INK)
         axes.set_xlabel(plain(x))
         axes.set_ylabel(plain(y))
+        name_points(axes, there)
         return write(plot, path)
 
 

@@ -36,7 +36,7 @@ from thrifty.reward.lengths import cosine_length
 from thrifty.reward.verifiers import task_reward
 from thrifty.select.rank import difficulty_band
 
-CHAINS = Chains(least=1, most=6, style="short")
+CHAINS = Chains(least=1, most=6, largest=4, style="short")
 HARD = 5
 """Operations from which on a held-out chain counts as hard."""
 LONGEST, SLIPS, TEACHER_SAMPLES = 24, 0.06, 4

@@ -1,0 +1,174 @@
+"""Decoders on which the ways of making one smaller are compared, all at one sparsity."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thrifty.core.method import Task
+from thrifty.core.run import pick_dtype
+from thrifty.core.seeding import generator
+from thrifty.data.tasks import arithmetic
+from thrifty.data.text import texts
+from thrifty.lm.load import load_lm
+from thrifty.shrink.base import Shrinker, shrink_with
+from thrifty.shrink.baselines import CutUnits, Magnitude, SparseGPT, Wanda
+from thrifty.shrink.calibration import windows_of
+from thrifty.shrink.dsnot import DSnoT
+from thrifty.shrink.flap import FLAP
+from thrifty.shrink.measure import accuracy, latency, perplexity, removed, size
+from thrifty.shrink.small_decoder import Bytes, small_decoder, test_prose, train_prose
+
+MODEL = "smollm2-135m-instruct"
+METRICS = ("-perplexity", "accuracy", "removed", "-parameters", "-gflops", "-milliseconds", "-seconds")
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A decoder, what to calibrate it on, and what it is judged by.
+
+    Parameters
+    ----------
+    model
+        The dense model.
+    windows
+        Calibration text.
+    valid
+        Text that no final score is taken on, for choosing settings.
+    test
+        Text that perplexity is measured on.
+    sparsity
+        What all methods remove.
+    tokenizer
+        ``None`` where no problems are asked.
+    problems
+        How many.
+    """
+
+    model: Any
+    windows: Tensor
+    valid: Tensor
+    test: Tensor
+    sparsity: float
+    tokenizer: Any = None
+    problems: int = 0
+
+
+def scores(problem: Problem, model: Any, seconds: float) -> dict[str, float]:
+    """How a model stands: perplexity on held-out text, right answers, what is gone, size and speed."""
+    context = problem.test.shape[1]
+    found = {"perplexity": perplexity(model, problem.test)}
+    if problem.problems:
+        task = arithmetic()
+        asked = task.problems(problem.problems, 0, "test")
+        found["accuracy"] = accuracy(model, problem.tokenizer, task, asked)
+    physical = size(model, context)
+    return found | {
+        "removed": removed(problem.model, model),
+        "parameters": physical["parameters"],
+        "gflops": physical["gflops"],
+        "milliseconds": latency(model, context),
+        "seconds": seconds,
+    }
+
+
+def run_method(method: Any, problem: Problem) -> dict[str, float]:
+    """Runs a method at the problem's sparsity; its seconds are those of the clock."""
+    started = time.perf_counter()
+    model = shrunk(method, problem)
+    return scores(problem, model, time.perf_counter() - started)
+
+
+def shrunk(method: Any, problem: Problem) -> Any:
+    """The model that a method makes at the problem's sparsity."""
+    at = dataclasses.replace(method, sparsity=problem.sparsity)
+    return shrink_with(at, problem.model, {"windows": problem.windows})
+
+
+def small(seed: int, quick: bool, directory: Path, *, sparsity: float = 0.3) -> Problem:
+    """A small decoder of bytes."""
+    model = small_decoder(directory / "model", seed, 100 if quick else 600)
+    draw = generator(seed, "shrink", "small")
+
+    def cut(found: list[str], count: int) -> Tensor:
+        return windows_of(found, Bytes(), count, 64, draw)
+
+    held = test_prose()
+    return Problem(model, cut(train_prose(), 32), cut(held[::2], 16), cut(held[1::2], 32), sparsity)
+
+
+def smollm2(
+    seed: int,
+    quick: bool,
+    directory: Path,
+    *,
+    sparsity: float = 0.3,
+    windows: int = 64,
+    length: int = 256,
+    test: int = 48,
+    problems: int = 60,
+) -> Problem:
+    """SmolLM2-135M-Instruct, calibrated on news articles and judged on others; each seed takes other windows."""
+    del directory
+    model, tokenizer = load_lm(MODEL, dtype=pick_dtype("auto", torch.device("cpu")))
+    news = texts("bbc-news")
+    draw = generator(seed, "shrink", "smollm2")
+    if quick:
+        windows, test, problems = 8, 8, min(problems, 8)
+    held = list(news.test_texts)
+    calibration = windows_of(list(news.train_texts), tokenizer, windows, length, draw)
+    valid, final = (windows_of(held[part::2], tokenizer, test // 2 or 1, length, draw) for part in (0, 1))
+    return Problem(model, calibration, valid, final, sparsity, tokenizer, problems)
+
+
+def baselines() -> dict[str, Callable[[Problem], Mapping[str, float]]]:
+    """What the room's methods for language models are compared with."""
+    methods: dict[str, Shrinker] = {
+        "magnitude": Magnitude(),
+        "wanda": Wanda(),
+        "sparsegpt": SparseGPT(),
+        "wanda-sp": CutUnits(),
+        "magnitude-sp": CutUnits(by="magnitude"),
+    }
+    found: dict[str, Callable[[Problem], Mapping[str, float]]] = {
+        "dense": lambda problem: scores(problem, problem.model, 0.0)
+    }
+    return found | {name: partial(run_method, method) for name, method in methods.items()}
+
+
+def _task(summary: str, prepare: Callable[[int, bool, Path], Problem], metrics: tuple[str, ...] = METRICS) -> Task:
+    return Task(
+        summary=summary,
+        gives=frozenset({"language-model", "model", "text"}),
+        prepare=prepare,
+        evaluate=run_method,
+        baselines=baselines(),
+        metrics=metrics,
+        axes=("gflops", "perplexity"),
+        variants={
+            "flap ul-um": lambda: FLAP(structure="ul-um"),
+            "dsnot magnitude": lambda: DSnoT(initial="magnitude"),
+            "dsnot falling": lambda: DSnoT(accept="falling"),
+        },
+    )
+
+
+TASKS: Mapping[str, Task] = {
+    "smollm2": _task("SmolLM2-135M-Instruct without 30% of the weights of its layers", smollm2),
+    "smollm2-half": _task(
+        "SmolLM2-135M-Instruct without 50% of the weights of its layers", partial(smollm2, sparsity=0.5)
+    ),
+    "small-decoder": _task(
+        "a small decoder of bytes without 30% of the weights of its layers",
+        small,
+        tuple(name for name in METRICS if name != "accuracy"),
+    ),
+}

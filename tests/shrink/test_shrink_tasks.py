@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from thrifty.claims import dsnot, flap
+from thrifty.claims.compare import arms
+from thrifty.claims.harness import measure
+from thrifty.shrink.measure import accuracy, latency, perplexity, size
+from thrifty.shrink.tasks import TASKS, scores, small
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory):
+    found = small(0, True, tmp_path_factory.mktemp("problem"), sparsity=0.4)
+    return dataclasses.replace(found, test=found.test[:12])
+
+
+def test_the_small_decoder_has_learnt_something(problem):
+    # Bytes drawn at random have a perplexity of 256, by their frequency about 25.
+    assert perplexity(problem.model, problem.test) < 18
+    assert problem.windows.shape == (32, 64)
+    assert not torch.equal(problem.valid[0], problem.test[0])
+
+
+@pytest.mark.parametrize("claim", [flap.CLAIM, dsnot.CLAIM])
+def test_every_condition_can_be_judged_on_what_the_arms_return(claim, problem, tmp_path):
+    found = measure(lambda *_: problem, claim.arms, [0], tmp_path, quick=True)
+    assert next(iter(found.values)).startswith(claim.paper_id)
+    for condition in claim.conditions:
+        for arm in (condition.left, condition.right):
+            assert condition.metric in found.values[arm]
+    for name, arm in found.values.items():
+        assert {name.lstrip("-") for name in claim.metrics} <= set(arm)
+        expected = 0.0 if name == "dense" else 0.4
+        assert arm["removed"][0] == pytest.approx(expected, abs=0.03)
+        assert arm["perplexity"][0] >= found.values["dense"]["perplexity"][0] * 0.98
+
+
+def test_the_comparison_runs_the_papers_and_the_baselines():
+    names = set(arms("shrink", TASKS["small-decoder"]))
+    assert {"flap", "dsnot", "dense", "magnitude", "wanda", "sparsegpt", "wanda-sp", "magnitude-sp"} <= names
+
+
+def test_perplexity_is_that_of_the_models_own_loss(llama, windows):
+    loss = llama(windows, labels=windows).loss.detach()
+    assert perplexity(llama, windows) == pytest.approx(float(loss.exp()), rel=1e-4)
+
+
+def test_size_counts_weights_and_operations(llama, problem):
+    found = size(llama, context=10)
+    weights = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
+    assert found["parameters"] == pytest.approx(sum(p.numel() for p in llama.parameters()) / 1e6)
+    assert found["gflops"] == pytest.approx(2 * (weights + 97 * 32 + 2 * 10 * 2 * 32) / 1e9)
+    assert found["sparsity"] == 0
+    assert latency(llama, 8, 1) > 0
+    assert scores(problem, problem.model, 0.0)["removed"] == 0
+
+
+def test_problems_are_asked_and_judged(llama, tokenizer):
+    class Echo:
+        name = "echo"
+
+        def score(self, problem, completion):
+            return float(completion.startswith("w") and problem.prompt == "w1 w2")
+
+    from thrifty.data.tasks import Problem
+
+    torch.manual_seed(0)
+    asked = [Problem("w1 w2", "", "0"), Problem("w3", "", "1")]
+    assert accuracy(llama, tokenizer, Echo(), asked) in (0.0, 0.5)
