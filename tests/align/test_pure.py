@@ -14,7 +14,7 @@ from torch import Tensor
 from thrifty.align.asking import Asker, Sampling
 from thrifty.align.equations import EquationSteps, ask_for_steps
 from thrifty.align.process_worth import ProcessWorth
-from thrifty.align.pure import PURE, with_answers
+from thrifty.align.pure import PURE
 from thrifty.align.step_returns import StepReturns
 from thrifty.align.training import train
 from thrifty.cli import main
@@ -43,7 +43,7 @@ def worked(**columns: Tensor) -> Sequences:
     given = {
         "step_score": score,
         "step_end": score != 0,
-        "verified": torch.zeros(2),
+        "right": torch.zeros(2),
         "group": torch.zeros(2, dtype=torch.long),
         "finished": torch.ones(2, dtype=torch.bool),
     }
@@ -72,7 +72,7 @@ def test_strict_and_summed_advantages() -> None:
 
 
 def test_the_verifier_s_reward_stands_on_the_last_token_and_reaches_all_before() -> None:
-    right = worked(verified=torch.tensor([0.0, 1.0]))
+    right = worked(right=torch.tensor([0.0, 1.0]))
     only = PURE(reward_mode="vr", verifiable_coefficient=2.0, **PLAIN).prepare(right)["advantage"]
     # Returns of 2 on four tokens: the other answer's baseline is 8 / 6, and its own is 0.
     expected = torch.tensor([[-8 / 6] * 6, [2.0] * 4 + [0, 0]])
@@ -99,7 +99,7 @@ def test_the_divergence_is_taken_off_each_token(estimator: str, each: float) -> 
 
 
 def test_the_main_branch_s_advantage() -> None:
-    data = worked(verified=torch.tensor([0.0, 1.0]))
+    data = worked(right=torch.tensor([0.0, 1.0]))
     score = data["step_score"].clone()
     score[0, [3, 5, 7]] = torch.tensor([0.3, -0.1, 0.2])
     score[1, [3, 5]] = torch.tensor([0.5, 0.1])
@@ -119,7 +119,7 @@ def test_the_main_branch_s_advantage() -> None:
 
 
 def test_pseudo_positives_are_neither_learnt_nor_compared_with() -> None:
-    data = Sequences.cat([worked(verified=torch.tensor([0.0, 1.0])), worked(verified=torch.tensor([1.0, 0.0]))])
+    data = Sequences.cat([worked(right=torch.tensor([0.0, 1.0])), worked(right=torch.tensor([1.0, 0.0]))])
     cut = torch.tensor([True, True, False, True])
     method = PURE(reward_mode="vr", **PLAIN)
     found = method.prepare(data.with_columns(finished=cut))
@@ -132,7 +132,7 @@ def test_pseudo_positives_are_neither_learnt_nor_compared_with() -> None:
     repeated = replace(data, input_ids=torch.where(torch.arange(4)[:, None] == 1, 5, data.input_ids))
     assert replace(method, repetition_size=2).prepare(repeated)["counts"].tolist() == [True, False, True, True]
     # Whoever is left alone has nothing to be compared with.
-    alone = method.prepare(worked(verified=torch.ones(2), finished=torch.tensor([True, False])))
+    alone = method.prepare(worked(right=torch.ones(2), finished=torch.tensor([True, False])))
     assert not alone["counts"].any()
     assert (alone["advantage"] == 0).all()
 
@@ -209,7 +209,7 @@ def test_worth_of_sampled_answers(tiny: Any) -> None:
     answers = Asker(*tiny, worth, Sampling(samples=3, max_new_tokens=4)).ask(PROMPTS, 0)
     assert asked == [("what is 1 plus 2", "3")] * 3, "only records with an answer are checked"
     assert answers["checked"].tolist() == [True] * 3 + [False] * 6
-    assert (answers["verified"][3:] == 0).all()
+    assert (answers["right"][3:] == 0).all()
     spoken = answers.response_mask
     first = spoken.int().argmax(1)
     last = first + spoken.sum(1) - 1
@@ -247,14 +247,6 @@ def test_the_rule_checks_equations() -> None:
     steps = rule.steps(["?"], [text])
     assert steps.score[0].tolist() == pytest.approx([0.8, -0.8, 0.1, 0.8])
     assert ask_for_steps("What is 1 + 1? Answer in one short sentence.").startswith("What is 1 + 1? Think step")
-
-
-def test_some_records_keep_their_answers() -> None:
-    records = [{"prompt": str(number), "answer": "1"} for number in range(20)]
-    kept = with_answers(records, 0.1, seed=3)
-    assert sum("answer" in record for record in kept) == 2
-    assert [record["prompt"] for record in kept] == [record["prompt"] for record in records]
-    assert kept == with_answers(records, 0.1, seed=3) != with_answers(records, 0.1, seed=4)
 
 
 @pytest.fixture

@@ -337,7 +337,9 @@ def test_the_command_ranks_a_user_s_log(
     model_folder: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--data", "log.jsonl", "--learning-rate", "0.003", "--epochs", "20", "--out", "a", "--json"]
-    assert command(model_folder, *arguments, "--kl-coefficient", "0.1", "--turn-marker", "cat") == 0
+    assert command(model_folder, *arguments, "--kl-coefficient", "0.1") == 2
+    assert "give behaviour_logps, or no --kl-coefficient" in capsys.readouterr().err
+    assert command(model_folder, *arguments, "--turn-marker", "cat") == 0
     summary = json.loads(capsys.readouterr().out)
     before, after = summary["table"]
     gain = {name: after[name] - before[name] for name in before if name.startswith("log-prob")}
@@ -384,6 +386,8 @@ def test_wrong_input_is_one_line_that_names_the_cure(
     assert "give --data" in refused("--reward", "math", "--out", "d")
     settings: Sequence[tuple[dict[str, Any], str]] = [
         ({"fraction": 0.5}, "fraction is for strategy 'top'"),
+        ({"strategy": "lokal"}, "strategy is 'lokal': did you mean"),
+        ({"ties": "x"}, "ties is 'x'"),
         ({"strategy": "top", "fraction": 1.5}, "fraction must be within"),
         ({"kl_coefficient": -1.0}, "kl_coefficient must be at least 0"),
         ({"temperature": 0.0}, "greedy answers are all the same"),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from thrifty.align.settings.base import best, examples, split
-from thrifty.align.settings.decoders import decoder_for
-from thrifty.align.settings.tokenizers import character_tokenizer
+from thrifty.lm.small import character_tokenizer, decoder_for
 
 
 def test_a_split_deals_out_every_problem_once() -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from thrifty.claims import dmm as claim
 from thrifty.claims.dmm import CLAIM, Known
 from thrifty.claims.harness import measure
-from thrifty.forget.data import Labelled
 from thrifty.forget.ensemble_problem import Sizes, alike_digits, best, contest, first_component
 from thrifty.forget.retraining import outputs
 
@@ -39,7 +40,10 @@ def test_choosing_sees_neither_the_final_models_nor_the_final_pictures(problem):
     changed[:, SIZES.training + 10 :] += torch.arange(10.0)
     assert problem.merit(changed) == merit
     assert problem.scores(changed)["test_klom"] != problem.scores(said)["test_klom"]
-    assert best([said + 50 * torch.arange(10.0), said], lambda setting: setting, problem) is not None
+    assert dataclasses.replace(problem, oracles=problem.oracles + torch.arange(10.0)).merit(said) == merit
+    far = said + 50 * torch.arange(10.0)
+    for settings in ([far, said], [said, far]):
+        assert best(settings, lambda setting: setting, problem) is said
 
 
 def test_every_condition_can_be_judged_on_what_the_arms_return(problem, tmp_path, monkeypatch):
@@ -64,4 +68,3 @@ def test_all_arms_choose_among_equally_many_settings():
 def test_known_effects_are_those_of_the_pool():
     effects = torch.randn(2, 6, 3)
     assert torch.equal(Known(effects).attribute(own=torch.tensor([4, 1])), effects[:, [4, 1]])
-    assert isinstance(alike_digits(0, SIZES), Labelled)

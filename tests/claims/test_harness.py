@@ -187,6 +187,8 @@ def test_stored_results_of_the_repository_can_be_read() -> None:
         result = json.loads(path.read_text())
         assert result["paper"] == path.stem
         assert not result["quick"]
+        if store.read(path.stem)["status"] == "stale":
+            continue  # its claim may have other conditions by now
         verdict, conditions = judge(
             catalogue.load_claim(path.stem).conditions,
             Measured({a: {m: v["values"] for m, v in r["metrics"].items()} for a, r in result["arms"].items()}),

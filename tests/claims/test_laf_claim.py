@@ -46,10 +46,11 @@ def test_every_condition_can_be_judged_on_what_the_arms_return(problem, tmp_path
         assert not isinstance(condition.right, str) or condition.metric in found.values[condition.right]
     for arm in found.values.values():
         assert {name.lstrip("-") for name in CLAIM.metrics} <= set(arm)
-    # One to choose, one for each of the four arms, of which only that with repair sees labels: of a tenth.
-    assert len(asked) == 5
-    assert [method.needs_labels for method in asked] == [False, False, True, False, False]
+    # LAF and the ablations choose, LAF+R takes LAF's setting; it alone sees labels: of a tenth.
+    assert [method.needs_labels for method in asked] == [False, False, True, False, False, False, False]
     assert asked[2].repair_share == 0.1
+    assert [method.alignment_rate for method in asked[3:5]] == [0, 0]
+    assert [method.unlearning_rate for method in asked[5:]] == [0, 0]
     kept = len(problem.sets["retain_set"])
     assert trained == [round(kept / 10)] * 2
 

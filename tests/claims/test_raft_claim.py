@@ -40,7 +40,7 @@ def test_reviews_of_the_corpus_are_neither_good_nor_bad(tmp_path: Path, monkeypa
     assert max(map(len, corpus)) <= reviews.LONGEST
 
 
-def test_all_arms_get_as_many_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arms_get_the_answers_that_the_claim_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raft, "LEARNING_RATES", (1e-3,))
     monkeypatch.setattr(raft, "PROMPTS", 8)
     monkeypatch.setattr(raft, "EPOCHS", 1)

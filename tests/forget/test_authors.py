@@ -18,7 +18,7 @@ from thrifty.forget.npo import NPO
 from thrifty.forget.refusals import PHRASES, refused
 from thrifty.forget.room import ROOM
 from thrifty.lm.records import from_records
-from thrifty.lm.small import small_decoder, word_tokenizer
+from thrifty.lm.small import decoder_for, word_tokenizer
 
 FEW = replace(SMALL, forget=1, retain=2, schedule=replace(SMALL.schedule, epochs=25, batch_size=32))
 
@@ -140,7 +140,7 @@ def test_an_exam_asks_each_question_s_answers_in_their_order() -> None:
     (one, *_) = asked.forget
     assert said[:5] == [text.replace(" ", "") for text in (one.answer, one.other_answer, *one.wrong)]
     torch.manual_seed(0)
-    losses = exam.losses(small_decoder(tokenizer, width=16), "forget")
+    losses = exam.losses(decoder_for(tokenizer, width=16), "forget")
     assert losses.shape == (6, 5)
     assert (losses > 0).all()
 

@@ -4,23 +4,22 @@ import copy
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.forget.conftest import stripes
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from thrifty import cli
 from thrifty.core.errors import InputError, NonFiniteError
 from thrifty.core.run import Run
-from thrifty.forget.baselines import Retrain
 from thrifty.forget.density import RepresentationVAE, fit_density, vae_loss
 from thrifty.forget.evaluate import predict
 from thrifty.forget.laf import LAF, bounded_error, extractor_unlearning, moved, representation_alignment
 from thrifty.lm.sequences import from_rows
-from thrifty.nets.vision import ResNet, ResNetConfig, load_net, pixels, save_net
+from thrifty.nets.vision import load_net, pixels
 
 E_, E_HAT = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.5, 0.5], [0.0, 0.0]])
 KEPT, KEPT_BEFORE = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
@@ -100,26 +99,6 @@ def test_a_sigmoid_reaches_no_feature_above_one_and_a_linear_decoder_does() -> N
     e = torch.full((4, 6), 50.0)
     assert RepresentationVAE(6, 2)(e)[0].max() <= 1
     assert isinstance(RepresentationVAE(6, 2, "linear").decoder[-1], nn.Identity)
-
-
-def stripes(count: int = 120, classes: int = 4, seed: int = 0):
-    """Noisy 8x8 pictures in which the class is a bright row."""
-    generator = np.random.default_rng(seed)
-    y = np.arange(count) % classes
-    x = generator.integers(0, 90, (count, 8, 8))
-    x[np.arange(count), y * 2] += 150
-    return x.astype(np.uint8), y
-
-
-@pytest.fixture(scope="module")
-def net(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("net")
-    torch.manual_seed(0)
-    x, y = stripes()
-    recipe = Retrain(lambda: ResNet(ResNetConfig(4, width=8, blocks=(1, 1))), epochs=12, batch_size=16)
-    save_net(recipe.train((pixels(x), torch.from_numpy(y)), torch.device("cpu")), folder / "net")
-    np.savez(folder / "train.npz", x=x, y=y)
-    return folder
 
 
 @pytest.fixture

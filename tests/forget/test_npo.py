@@ -399,12 +399,12 @@ def test_in_the_paper_s_toy_ascent_drifts_linearly_and_npo_saturates() -> None:
 
 def test_the_command_forgets_records_of_the_user_s(tmp_path: Path) -> None:
     from thrifty.forget.authors import author_questions, records
-    from thrifty.lm.small import small_decoder, word_tokenizer
+    from thrifty.lm.small import decoder_for, word_tokenizer
 
     rows = records(author_questions(1, 2).forget + author_questions(1, 2).retain)
     tokenizer = word_tokenizer([text for row in rows for text in row.values()])
     torch.manual_seed(0)
-    small_decoder(tokenizer, width=16).save_pretrained(tmp_path / "model")
+    decoder_for(tokenizer, width=16).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     for name, part in (("all", rows), ("forget", rows[:6])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))

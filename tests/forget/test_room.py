@@ -6,18 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tests.forget.conftest import llama_of, stripes, tokenizer_of
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     BertConfig,
     BertModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -25,37 +20,14 @@ from transformers import (
 
 from thrifty.core.errors import InputError, NotFoundError
 from thrifty.core.run import Run
-from thrifty.forget.baselines import Retrain
 from thrifty.forget.room import ROOM, Inputs, changed_weights, run
 from thrifty.forget.ssd import SSD
-from thrifty.nets.vision import ResNet, ResNetConfig, load_net, pixels, save_net
+from thrifty.nets.vision import load_net
 
 
 def go(tmp_path, method, **inputs):
     with Run(tmp_path / "out", config={}) as job:
         return run(method, Inputs(**inputs), job)
-
-
-def stripes(count=120, classes=4, seed=0):
-    """Noisy 8x8 pictures in which the class is a bright row."""
-    generator = np.random.default_rng(seed)
-    y = np.arange(count) % classes
-    x = generator.integers(0, 90, (count, 8, 8))
-    x[np.arange(count), y * 2] += 150
-    return x.astype(np.uint8), y
-
-
-@pytest.fixture(scope="module")
-def net(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("net")
-    torch.manual_seed(0)
-    x, y = stripes()
-    recipe = Retrain(lambda: ResNet(ResNetConfig(4, width=8, blocks=(1, 1))), epochs=12, batch_size=16)
-    save_net(recipe.train((pixels(x), torch.from_numpy(y)), torch.device("cpu")), folder / "net")
-    np.savez(folder / "train.npz", x=x, y=y)
-    test_x, test_y = stripes(60, seed=1)
-    np.savez(folder / "test.npz", x=test_x, y=test_y)
-    return folder
 
 
 def test_without_arguments_the_three_of_the_digits_is_forgotten(tmp_path):
@@ -165,21 +137,8 @@ WORDS = ["[PAD]", "[EOS]", "User", "Assistant", ":", *"abcdefghijklmnop"]
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    words = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[PAD]"))
-    words.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", eos_token="[EOS]")
-    tokenizer.save_pretrained(folder / "model")
+    llama_of(len(WORDS)).save_pretrained(folder / "model")
+    tokenizer_of(WORDS).save_pretrained(folder / "model")
     letters = "abcdefghijklmnop"
     rows = [{"prompt": " ".join(letters[i : i + 3]), "completion": " ".join(letters[i + 3 : i + 6])} for i in range(10)]
     for name, part in (("data", rows), ("forget", rows[2:5]), ("test", rows[:4])):

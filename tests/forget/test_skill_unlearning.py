@@ -12,6 +12,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from tests.forget.conftest import tokenizer_of
 from tests.forget.test_models import gpt2, llama, sequences
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -449,15 +450,7 @@ def saved(tmp_path: Path, method: SkillUnlearning, words: Any) -> Any:
 
 @pytest.fixture
 def words() -> Any:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from transformers import PreTrainedTokenizerFast
-
-    names = ["[PAD]", "[EOS]", *map(str, range(2, 24))]
-    tokenizer = Tokenizer(WordLevel({name: number for number, name in enumerate(names)}, unk_token="[PAD]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", eos_token="[EOS]")
+    return tokenizer_of(["[PAD]", "[EOS]", *map(str, range(2, 24))])
 
 
 @pytest.mark.parametrize("method", [SkillUnlearning(abstain=False, percent=50), SkillUnlearning(scale=1.2)])

@@ -9,11 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Punctuation, Sequence, WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tests.forget.conftest import llama_of, tokenizer_of
 
 from thrifty.claims.harness import judge, measure
 from thrifty.claims.skill_unlearning import CLAIM
@@ -44,26 +40,10 @@ NAMES = [
 NAMES += [*map(str, range(100)), *(f"w{number}" for number in range(30))]
 
 
-def tokenizer() -> Any:
-    words = Tokenizer(WordLevel({name: number for number, name in enumerate(NAMES)}, unk_token="[PAD]"))
-    words.pre_tokenizer = Sequence([WhitespaceSplit(), Punctuation()])
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", eos_token="[EOS]")
-
-
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     def model(*_: Any, **__: Any) -> tuple[Any, Any]:
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=len(NAMES),
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            eos_token_id=1,
-            pad_token_id=0,
-        )
-        return LlamaForCausalLM(config).eval(), tokenizer()
+        return llama_of(len(NAMES)), tokenizer_of(NAMES)
 
     def texts(_: str) -> TextSet:
         draw = np.random.default_rng(0)
@@ -94,7 +74,7 @@ def test_articles_go_on_where_they_stop_and_headlines_are_repeated() -> None:
 
 
 def test_no_final_text_is_among_those_that_methods_see(tiny: None, tmp_path: Path) -> None:
-    found = skills.skill_texts(tokenizer(), 0, probes=30, valid=5, asked=10, judged=6)
+    found = skills.skill_texts(tokenizer_of(NAMES), 0, probes=30, valid=5, asked=10, judged=6)
 
     def rows(source: Any) -> set[tuple[int, ...]]:
         return {
@@ -110,7 +90,7 @@ def test_no_final_text_is_among_those_that_methods_see(tiny: None, tmp_path: Pat
     }
     assert not rows(found.judged["skill"]) & (rows(found.sets["forget_set"]) | rows(found.valid["forget"]))
     assert not rows(found.valid["retain"]) & rows(found.sets["retain_set"])
-    again = skills.skill_texts(tokenizer(), 1, probes=30, valid=5, asked=10, judged=6)
+    again = skills.skill_texts(tokenizer_of(NAMES), 1, probes=30, valid=5, asked=10, judged=6)
     assert rows(again.sets["retain_set"]) != rows(found.sets["retain_set"])
 
 

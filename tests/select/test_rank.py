@@ -76,7 +76,7 @@ def test_wrong_histories_are_named() -> None:
         rank_by_history({"x": []})
     with pytest.raises(InputError, match=r"accuracy of prompt 'x' is outside \[0, 1\]"):
         rank_by_history({"y": [1.0], "x": [0.5, -1.0]})
-    with pytest.raises(InputError, match="std, lim, linear or random, not 'var'"):
+    with pytest.raises(InputError, match="'var' is unknown: known: lim, linear, random, std"):
         rank_by_history(WORKED, method="var")  # type: ignore[arg-type]
 
 

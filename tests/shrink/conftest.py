@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from thrifty.lm.small import word_tokenizer
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
 
@@ -75,15 +77,7 @@ def windows() -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<pad>", "<end>", "<s>", "<unk>", *(f"w{number}" for number in range(93))]
-    core = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<end>", bos_token="<s>", unk_token="<unk>"
-    )
+    return word_tokenizer(f"w{number}" for number in range(93))
 
 
 @pytest.fixture(scope="session")

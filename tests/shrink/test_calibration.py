@@ -8,6 +8,7 @@ from thrifty.shrink.calibration import calibrate, windows_of
 from thrifty.shrink.decoder import decoder_layers, matrix
 from thrifty.shrink.input_statistics import InputStatistics
 from thrifty.shrink.small_decoder import Bytes, prose
+from thrifty.shrink.sparsegpt import inverse_root
 from thrifty.shrink.text import held_out, read_texts
 
 
@@ -77,6 +78,12 @@ def test_the_hessian_is_the_sum_of_squares_of_all_tokens():
     flat = x.flatten(0, 1)
     torch.testing.assert_close(seen.hessian, flat.T @ flat / 4)
     torch.testing.assert_close(seen.hessian.diagonal(), seen.sum_of_squares)
+    root = seen.inverse_root()
+    assert seen.inverse_root() is root
+    torch.testing.assert_close(seen.inverse_root(0.1), inverse_root(seen.hessian, 0.1))
+    assert seen.inverse_root() is not root
+    seen.add(2 * x)
+    torch.testing.assert_close(seen.inverse_root(), inverse_root(seen.hessian))
 
 
 def test_nothing_is_left_on_the_model(llama, windows):

@@ -150,6 +150,20 @@ def test_a_uniform_llama_loads_with_from_pretrained(tmp_path, llama, windows, to
     assert llama.config.intermediate_size == 48
 
 
+def test_heads_that_the_config_can_not_say_are_saved_our_way(tmp_path, llama, windows, tokenizer):
+    # Six heads of eight: transformers refuses a config whose number of heads does not divide the width.
+    config = copy.deepcopy(llama.config)
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 8, 4, 4
+    torch.manual_seed(0)
+    model = type(llama)(config).eval()
+    cut = FLAP(sparsity=0.25, structure="ul-um").shrink(model, windows)
+    assert {layer.attention.groups for layer in decoder_layers(cut)} == {3}
+    assert cut.config.num_attention_heads == 8
+    assert not save_decoder(cut, tmp_path / "model", tokenizer)
+    again, _ = load_decoder(tmp_path / "model")
+    assert torch.equal(again(windows).logits, cut(windows).logits)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_layers_of_their_own_sizes_load_with_our_loader(family, tmp_path, decoders, windows, tokenizer):
     model = copy.deepcopy(decoders[family])
@@ -183,6 +197,17 @@ def test_baselines_remove_as_much(by, llama, windows):
     assert decoder_layers(cut)[0].feed_forward.output.bias is None
 
 
+def test_units_chosen_at_random_are_others_for_each_seed(llama, windows):
+    def cut(seed, method):
+        torch.manual_seed(seed)
+        return decoder_layers(method.shrink(llama, windows))[0].feed_forward.output.weight
+
+    free, fixed = CutUnits(sparsity=0.3, by="random"), CutUnits(sparsity=0.3, by="random", seed=5)
+    assert torch.equal(cut(0, free), cut(0, free))
+    assert not torch.equal(cut(0, free), cut(1, free))
+    assert torch.equal(cut(0, fixed), cut(1, fixed))
+
+
 def test_attention_that_can_not_be_cut_is_left_whole_and_said(decoders, windows, caplog):
     with caplog.at_level(logging.WARNING, logger="thrifty"):
         cut = FLAP(sparsity=0.3).shrink(decoders["bloom"], windows)
@@ -205,11 +230,17 @@ def test_a_sparsity_out_of_reach_is_said_with_the_largest_possible(llama, window
 def test_what_neurons_can_not_give_is_said(llama):
     attention, neurons = decoder_layers(llama)[0].attention, decoder_layers(llama)[0].feed_forward
     parts = [
-        Part(0, attention, torch.zeros(2), 16, 10, torch.zeros(32), heads=2),
-        Part(0, neurons, torch.zeros(10), 1, 1, torch.zeros(10)),
+        Part(attention, torch.zeros(2), torch.zeros(32)),
+        Part(neurons, torch.zeros(48), torch.zeros(48)),
     ]
-    with pytest.raises(InputError, match=r"the largest possible is 0\.300, since ul-mm takes the rest from neurons"):
-        choose(parts, 30, 0.4, "ul-mm", 0)
+    # Rows of two query heads, a key and a value, and the columns that read them; three numbers of each of 32 channels.
+    assert [part.cost for part in parts] == [2 * (4 * 8 * 32 + 16 * 32), 48 * 3 * 32]
+    assert [part.most for part in parts] == [1536, 47 * 96]
+    # 47 of the 48 neurons are 4512 of 7680 weights; with one of the two groups of heads it would be 6048.
+    with pytest.raises(InputError, match=r"the largest possible is 0\.588, since ul-mm takes the rest from neurons"):
+        choose(parts, 7680, 0.7, "ul-mm", 0)
+    with pytest.raises(InputError, match=r"the largest possible is 0\.787, since one head group and one neuron"):
+        choose(parts, 7680, 0.8, "ul-mm", 2)
 
 
 def test_a_model_without_feed_forward_layers_is_told_what_was_looked_for(windows):

@@ -6,25 +6,21 @@ import pytest
 import torch
 
 from thrifty.bench._shrink_plain import plain_dsnot, plain_flap
-from thrifty.shrink.decoder import decoder_layers, matrix
+from thrifty.shrink.decoder import matrices
 from thrifty.shrink.dsnot import DSnoT
 from thrifty.shrink.flap import FLAP
-
-
-def maps_of(model):
-    return [matrix(module) for layer in decoder_layers(model) for module in layer.maps.values()]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_both_ways_of_flap_cut_the_same(family, decoders, windows):
     method, model = FLAP(sparsity=0.3), decoders[family]
     ours, plain = method.shrink(model, windows), plain_flap(method, model, windows, 3)
-    assert all(torch.equal(a, b) for a, b in zip(maps_of(ours), maps_of(plain), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(matrices(ours), matrices(plain), strict=True))
     torch.testing.assert_close(ours(windows).logits, plain(windows).logits, atol=1e-4, rtol=0)
 
 
 def test_both_ways_of_dsnot_prune_the_same(llama, windows):
     method = DSnoT(sparsity=0.5)
     ours, plain = method.shrink(llama, windows), plain_dsnot(method, llama, windows, 3)
-    same = [((a == 0) == (b == 0)).float().mean() for a, b in zip(maps_of(ours), maps_of(plain), strict=True)]
+    same = [((a == 0) == (b == 0)).float().mean() for a, b in zip(matrices(ours), matrices(plain), strict=True)]
     assert min(same) > 0.99  # statistics differ by rounding

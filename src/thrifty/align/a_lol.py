@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from thrifty.align.base import NothingToLearnError, Objective, Training
+from thrifty.align.base import NothingToLearnError, Objective, Training, check_choices
 from thrifty.align.job import Job
 from thrifty.align.learning import Logged, learn
 from thrifty.align.leftover import VARIANTS, Terms, Variant, a_lol_loss, worth_of
@@ -126,6 +126,7 @@ class ALoL(Objective):
     select_every: int | None = None
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"clip must be above 0 (or None), not {self.clip:g}")
         for name in ("kl_coefficient", "nll_epochs"):

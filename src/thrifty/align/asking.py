@@ -15,7 +15,7 @@ from thrifty.core.sharding import gathered
 from thrifty.lm.draw import Draw
 from thrifty.lm.sampler import ModelSampler, Request, Sampler
 from thrifty.lm.sequences import Sequences
-from thrifty.reward.base import score
+from thrifty.reward.base import score, shared_columns
 
 Record = Mapping[str, Any]
 """A prompt (``prompt``: text, messages or token ids) with whatever its reward wants to know, such as ``answer``."""
@@ -79,7 +79,11 @@ class Worth(Protocol):
     """A reward that says more than one number an answer, such as one for each step."""
 
     def columns(self, answered: Answered) -> Mapping[str, Tensor]:
-        """Columns ``[N]`` or ``[N, T]`` to add to the answers; ``reward`` is one of them."""
+        """Columns ``[N]`` or ``[N, T]`` to add to the answers.
+
+        ``reward`` is one of them. ``right`` says which answers are right, for a history of accuracies, where a reward
+        of at least 1 does not; ``checked``, of which that is known.
+        """
         ...
 
 
@@ -187,10 +191,8 @@ class Asker:
         texts = answers.texts(self.tokenizer) if self.tokenizer is not None else [""] * len(answers)
         if hasattr(self.reward, "columns"):
             return self.reward.columns(Answered(answers, prompts, texts, asked))
-        names = [name for name in asked[0] if name != "prompt" and all(name in record for record in asked)]
         ids = [row[spoken].tolist() for row, spoken in zip(answers.input_ids, answers.response_mask, strict=True)]
-        columns = {name: [record[name] for record in asked] for name in names}
-        return {"reward": score(self.reward, prompts, texts, completion_ids=ids, columns=columns)}
+        return {"reward": score(self.reward, prompts, texts, completion_ids=ids, columns=shared_columns(asked))}
 
     def _pad(self) -> int:
         return int(getattr(self.tokenizer, "pad_token_id", None) or 0)

@@ -8,17 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from thrifty.core.errors import InputError
+from thrifty.core.errors import InputError, nearest
 from thrifty.core.loop import Loss
 from thrifty.core.precision import MasterWeights
 from thrifty.core.schedules import warmup_constant, warmup_cosine, warmup_linear
 from thrifty.lm.sequences import Sequences
+
+
+def check_choices(settings: Any) -> None:
+    """Checks the fields of a dataclass that may have certain values only.
+
+    Raises
+    ------
+    InputError
+        When a field typed as a ``Literal`` has none of its values; the nearest are named.
+    """
+    for name, kind in get_type_hints(type(settings)).items():
+        value = getattr(settings, name, None)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise InputError(f"{name} is {value!r}: {nearest(str(value), get_args(kind))}")
 
 
 @dataclass(frozen=True)

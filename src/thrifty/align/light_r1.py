@@ -19,7 +19,7 @@ from thrifty.align.dpo import DPO
 from thrifty.align.job import Job, as_record
 from thrifty.align.light_r1_data import Curriculum, curriculum, rates, verified
 from thrifty.align.light_r1_questions import EMBEDDED, balanced, embedded_questions, programmed_teacher, read_teacher
-from thrifty.align.light_r1_stages import STAGES, answering, grpo, run_stage
+from thrifty.align.light_r1_stages import STAGES, answering, grpo
 from thrifty.align.recipe import Evaluation, judged_by, own_answers, problem_sets, start_from
 from thrifty.core import processes
 from thrifty.core.errors import InputError
@@ -177,7 +177,7 @@ class LightR1:
         folder = job.run.directory
         rows = {before: evaluation.row(job, folder / before / "evaluation.json")}
         for stage in stages:
-            run_stage(stage, self, job, data, reward)
+            STAGES[stage](self, job, data, reward)
             rows[stage] = evaluation.row(job, folder / stage / "evaluation.json")
         return {"table": [{"model": stage} | row for stage, row in rows.items()], "questions": data.report}
 

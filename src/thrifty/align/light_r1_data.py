@@ -21,7 +21,7 @@ from thrifty.core.errors import InputError
 from thrifty.core.seeding import generator
 from thrifty.data.readers import read, write_jsonl
 from thrifty.lm.sequences import Sequences
-from thrifty.reward.base import score
+from thrifty.reward.base import score, shared_columns
 from thrifty.select.rank import difficulty_band, pass_rate
 
 Answers = Sequence[Sequence[str]]
@@ -141,8 +141,7 @@ def verified(questions: Sequence[Record], answers: Answers, reward: Reward) -> l
     rows = [(question, said) for question, of_it in zip(questions, answers, strict=True) for said in of_it]
     if not rows:
         return [[] for _ in questions]
-    shared = [name for name in rows[0][0] if name != "prompt" and all(name in question for question, _ in rows)]
-    columns = {name: [question[name] for question, _ in rows] for name in shared}
+    columns = shared_columns([question for question, _ in rows])
     assert callable(reward)
     scores = iter(score(reward, [q["prompt"] for q, _ in rows], [said for _, said in rows], columns=columns).tolist())
     return [[next(scores) >= 1 for _ in of_it] for of_it in answers]

@@ -40,25 +40,6 @@ ROLLOUTS = Sampling(samples=8, prompts_per_rollout=128)
 _FEW = 32
 
 
-def run_stage(name: str, method: LightR1, job: Job, data: Curriculum, reward: Reward) -> None:
-    """Runs one stage on the job's model.
-
-    Parameters
-    ----------
-    name
-        One of :data:`STAGES`.
-    method
-        With the recipe's settings.
-    job
-        Its model is what the stage starts from, and what it leaves.
-    data
-        The filtered questions.
-    reward
-        The verifier.
-    """
-    STAGES[name](method, job, data, reward)
-
-
 def answering(job: Job, samples: int, temperature: float = 1.0) -> Sampling:
     """So many answers to each prompt."""
     return Sampling(samples=samples, max_new_tokens=job.inputs.max_new_tokens, temperature=temperature)
@@ -179,4 +160,4 @@ STAGES: Mapping[str, Callable[[LightR1, Job, Curriculum, Reward], None]] = {
     "merge": _merge,
     "rl": _reinforced,
 }
-"""The stages by name, in their order."""
+"""The stages by name, in their order: each takes the job's model and leaves its own there."""

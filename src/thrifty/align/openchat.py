@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
 from thrifty.align.arithmetic_answers import EXPERT, two_teachers
-from thrifty.align.base import Objective, Training
+from thrifty.align.base import Objective, Training, check_choices
 from thrifty.align.conditioned import ConditionedTemplate
 from thrifty.align.evaluate import likelihoods
 from thrifty.align.job import Job
@@ -22,7 +22,7 @@ from thrifty.align.log import as_logged
 from thrifty.align.nll import Level, weighted_nll
 from thrifty.align.sources import Said, parse_weights, source_of, weighted_sequences
 from thrifty.align.training import train
-from thrifty.core.errors import InputError, nearest
+from thrifty.core.errors import InputError
 from thrifty.core.loop import Loss
 from thrifty.core.method import register
 from thrifty.data.tasks import arithmetic
@@ -114,8 +114,7 @@ class OpenChat(Objective):
     rate_divisor: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.condition not in get_args(Conditions):
-            raise InputError(f"condition is {self.condition!r}: {nearest(self.condition, get_args(Conditions))}")
+        check_choices(self)
         if self.beta is not None and not self.beta > 0:
             raise InputError(f"beta must be above 0, not {self.beta:g}")
         if not 0 <= self.other_weight < math.inf:

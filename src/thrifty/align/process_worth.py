@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thrifty.align.asking import Answered, Record
-from thrifty.reward.base import Reward, Text, score
+from thrifty.reward.base import Reward, Text, score, shared_columns
 from thrifty.reward.steps import StepRewards, to_token_rewards
 
 
@@ -61,7 +61,7 @@ class ProcessWorth:
         Returns
         -------
         dict
-            ``step_score [N, T]`` and ``step_end [N, T]`` on the last token of each step; ``verified [N]`` and
+            ``step_score [N, T]`` and ``step_end [N, T]`` on the last token of each step; ``right [N]`` and
             ``checked [N]`` (whether there was something to check); ``reward [N]``, the least step score plus 1 for a
             right answer, for the log.
 
@@ -73,7 +73,7 @@ class ProcessWorth:
         mask = answered.sequences.response_mask.cpu()
         rows = len(mask)
         ids = [row[spoken].tolist() for row, spoken in zip(answered.sequences.input_ids.cpu(), mask, strict=True)]
-        verified, checked = self._verified(answered, ids)
+        right, checked = self._verified(answered, ids)
         if self.scorer is None:
             steps = StepRewards.from_lists([[0.0]] * rows, [[max(len(said) - 1, 0)] for said in ids])
         else:
@@ -88,9 +88,9 @@ class ProcessWorth:
         return {
             "step_score": to_token_rewards(rewards, steps.step_end, mask, nothing, alpha=1.0),
             "step_end": ends,
-            "verified": verified,
+            "right": right,
             "checked": checked,
-            "reward": least.masked_fill(least.isinf(), 0.0) + verified,
+            "reward": least.masked_fill(least.isinf(), 0.0) + right,
         }
 
     def _verified(self, answered: Answered, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -99,13 +99,12 @@ class ProcessWorth:
         rows = checked.nonzero()[:, 0].tolist()
         if self.verifier is not None and rows:
             asked = [answered.records[row] for row in rows]
-            names = [name for name in asked[0] if name != "prompt" and all(name in record for record in asked)]
             found = score(
                 self.verifier,
                 [answered.prompts[row] for row in rows],
                 [answered.texts[row] for row in rows],
                 completion_ids=[ids[row] for row in rows],
-                columns={name: [record[name] for record in asked] for name in names},
+                columns=shared_columns(asked),
             )
             verified[checked] = (found >= 1).float()
         return verified, checked

@@ -8,7 +8,6 @@ instead of the sum of all, minus what the other answers get; the loss is PPO's c
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -135,7 +134,7 @@ class PURE(StepReturns):
     def prepare(self, data: Sequences) -> Sequences:
         """See :meth:`StepReturns.prepare`; without ``vr``, right answers count for nothing."""
         if self.reward_mode == "prm":
-            data = data.with_columns(verified=torch.zeros(len(data)))
+            data = data.with_columns(right=torch.zeros(len(data)))
         return super().prepare(data)
 
     def counts(self, data: Sequences) -> Bool[Tensor, " N"]:
@@ -146,7 +145,7 @@ class PURE(StepReturns):
     def pseudo_positive(self, data: Sequences) -> Bool[Tensor, " N"]:
         """Answers that count as right but were cut off or repeat themselves."""
         found = torch.zeros(len(data), dtype=torch.bool)
-        for row in (data["verified"] > 0).nonzero()[:, 0].tolist():
+        for row in (data["right"] > 0).nonzero()[:, 0].tolist():
             said = data.input_ids[row][data.response_mask[row]]
             repeats = repeated_share(said, self.repetition_size) > self.repetition_share
             found[row] = repeats or ("finished" in data.columns and not bool(data["finished"][row]))
@@ -199,23 +198,3 @@ class PURE(StepReturns):
                 "--reward-mode vr to learn from final answers alone"
             )
         return EquationSteps(separator=self.separator)
-
-
-def with_answers(records: Sequence[Record], share: float, seed: int = 0) -> list[Record]:
-    """The records with the answers of only a share of them, drawn at random, for a verifier on few prompts.
-
-    Parameters
-    ----------
-    records
-        With ``answer``.
-    share
-        Of those that keep it, in [0, 1].
-    seed
-        Of the draw.
-    """
-    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed))
-    kept = set(order[: round(share * len(records))].tolist())
-    return [
-        record if number in kept else {name: value for name, value in record.items() if name != "answer"}
-        for number, record in enumerate(records)
-    ]

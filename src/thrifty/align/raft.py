@@ -19,12 +19,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from thrifty.align.asking import Sampling
-from thrifty.align.base import NothingToLearnError, Objective, Training
+from thrifty.align.base import NothingToLearnError, Objective, Training, check_choices
 from thrifty.align.best_of import Strategy, Ties, first_of_each, select_best
 from thrifty.align.credit import equal_groups
 from thrifty.align.diversity import distinct_n, spoken
 from thrifty.align.job import Job
-from thrifty.align.reference import with_behaviour_logps, with_reference_logps
+from thrifty.align.reference import with_reference_logps
 from thrifty.align.sft import SFT
 from thrifty.align.tidy import Tidied, Tidiness
 from thrifty.align.training import iterate, train
@@ -107,6 +107,7 @@ class RAFT(Objective):
     shortest_answer: int = 1
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.fraction is not None and self.strategy != "top":
             raise InputError("fraction is for strategy 'top': 'local' keeps one answer to each prompt")
         if self.fraction is not None and not 0 < self.fraction <= 1:
@@ -221,7 +222,8 @@ class RAFT(Objective):
     def _offline(self, job: Job) -> dict[str, Any]:
         data = self.tidiness.applied(job.logged(), job.tokenizer)
         if self.kl_coefficient:
-            data = with_behaviour_logps(job.model, data, job.run.device, self.temperature)
+            if "behaviour_logps" not in data.columns:
+                raise InputError("whose answers these are is not known: give behaviour_logps, or no --kl-coefficient")
             data = with_reference_logps(job.model, data, job.run.device, self.temperature)
         if int(data["group"].max()) + 1 == len(data) and self.strategy == "local":
             _log.warning("the log has one answer to each prompt, so all are the best: this is plain fine-tuning on it")

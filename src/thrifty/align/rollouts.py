@@ -125,8 +125,9 @@ class Rollouts:
         epoch = self.spent * self.order.batch_size // len(self.records)
         self.spent += 1
         if self.history is not None:
-            ids = [str(records[i].get("id", records[i]["prompt"])) for i in answers["group"].tolist()]
-            self.history.update(ids, (answers["reward"] >= 1).float(), epoch)
+            known = _known(answers)
+            ids = [str(records[i].get("id", records[i]["prompt"])) for i in known["group"].tolist()]
+            self.history.update(ids, known.columns.get("right", known["reward"] >= 1).float(), epoch)
         return answers
 
     def _prepared(self, answers: Sequences) -> Sequences:
@@ -170,6 +171,12 @@ def as_tree(data: Sequences) -> dict[str, Any]:
         "response_mask": data.response_mask,
         "columns": dict(data.columns),
     }
+
+
+def _known(answers: Sequences) -> Sequences:
+    """The answers that were checked, where their worth says which could be."""
+    checked = answers.columns.get("checked")
+    return answers if checked is None else answers.select(checked.bool())
 
 
 def _differing(answers: Sequences) -> Tensor:

@@ -125,7 +125,7 @@ class StepReturns(Objective):
         Parameters
         ----------
         data
-            With ``step_score [N, T]`` and ``step_end [N, T]`` (True at each step's last token), ``verified [N]`` (1
+            With ``step_score [N, T]`` and ``step_end [N, T]`` (True at each step's last token), ``right [N]`` (1
             for a right answer, 0 also where nothing was checked) and ``group [N]``.
 
         Raises
@@ -149,7 +149,7 @@ class StepReturns(Objective):
         mask = data.response_mask
         step_end = data["step_end"].bool() & mask
         process = self.process_coefficient * self.step_rewards(data["step_score"].float(), step_end)
-        right = self.verifiable_coefficient * data["verified"].float()
+        right = self.verifiable_coefficient * data["right"].float()
         divergence = self.kl_reward_coefficient * self._divergence(data)
         if self.baseline == "returns":
             if self.longest is None:
@@ -183,7 +183,7 @@ class StepReturns(Objective):
         value = found.value
         metrics = {
             "steps": (whole["step_end"].bool() & whole.response_mask).sum(1).float().mean(),
-            "verified": whole["verified"].float().mean(),
+            "verified": whole["right"].float().mean(),
         }
         if self.largest_ratio is not None and "behaviour_logps" in batch.columns:
             ratio = mean_ratio(logps.detach(), batch["behaviour_logps"], batch.response_mask)

@@ -220,7 +220,7 @@ class Tulu3:
         sets = [problem_sets(getattr(self, name), name) for name in ("development", "unseen")]
         if not any(sets) and job.task is not None and not (self._own and job.inputs.task is None):
             sets = list(task_sets(job.task, job.inputs.problems, job.run.seed))
-        sampling = Sampling(samples=1, max_new_tokens=job.inputs.max_new_tokens)
+        sampling = Sampling(samples=1, max_new_tokens=job.inputs.max_new_tokens, top_k=1)
         return Evaluation(sets[0], reward, sampling), Evaluation(sets[1], reward, sampling)
 
     def _sft(self, job: Job, sources: Sources, reward: Reward, development: Evaluation) -> None:
@@ -261,7 +261,7 @@ class Tulu3:
                 lambda: preference_pairs(job, records, reward, self.judge, self.preference_samples),
             )
             data = job.preferences(pairs)
-            if self.stage == "all" and self.reward_model is None:
+            if self.reward_model is None and (self.stage == "preference" or not self._own or self.rlvr_data):
                 self._reward_model(job, data, stage)
             training = self._training(job, PREFERENCE, self.preference_learning_rate)
             train(job.model, self._dpo(), data, stage, training)
@@ -295,6 +295,8 @@ class Tulu3:
             elif self.reward_model is None and file.exists():
                 start = ValueModel.of(job.model)
                 start.load_state_dict(load_tree(file))
+            elif self.reward_model is None:
+                _log.warning("there is no %s: the value model starts from the policy", file)
             sampling = replace(PPO.sampling, updates_per_rollout=self.passes, passes=self.passes)
             if not self._own:
                 sampling = replace(sampling, prompts_per_rollout=_FEW)

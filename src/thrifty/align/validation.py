@@ -19,7 +19,7 @@ from thrifty.core.seeding import generator
 from thrifty.data.readers import read, require_columns
 from thrifty.data.tasks import Task
 from thrifty.lm.sequences import Sequences
-from thrifty.reward.base import score
+from thrifty.reward.base import score, shared_columns
 from thrifty.reward.verifiers import task_reward, verifier
 
 _log = logging.getLogger("thrifty")
@@ -117,10 +117,9 @@ def _other_problems(job: Job, task: Task, logged: set[str], most: int) -> list[R
 def _check_scale(job: Job, log: Sequences, prompts: Sequence[Record], reward: Reward) -> None:
     part = log.select(slice(0, _CHECKED))
     asked = [prompts[int(group)] for group in part["group"].tolist()]
-    names = [name for name in asked[0] if name != "prompt" and all(name in record for record in asked)]
-    columns = {name: [record[name] for record in asked] for name in names}
     assert callable(reward)
-    again = score(reward, [row["prompt"] for row in asked], part.texts(job.tokenizer), columns=columns)
+    prompts_asked = [row["prompt"] for row in asked]
+    again = score(reward, prompts_asked, part.texts(job.tokenizer), columns=shared_columns(asked))
     logged, everything = part["reward"].float(), log["reward"]
     spread = float(everything.max() - everything.min())
     if float((again - logged).abs().mean()) > max(0.1 * spread, 1e-6):

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thrifty.shrink.decoder import decoder_layers, matrix
-from thrifty.shrink.decoder_surgery import cut
+from thrifty.shrink.decoder import decoder_layers, matrices, matrix
 from thrifty.shrink.dsnot import DSnoT
 from thrifty.shrink.flap import FLAP, mean_replacement_bias
 from thrifty.shrink.input_statistics import InputStatistics
-from thrifty.shrink.structured import Part, choose
+from thrifty.shrink.structured import Part, choose, cut_parts
 
 
 class Recorder(InputStatistics):
@@ -42,25 +41,12 @@ def _run(model: Any, windows: Tensor, batch: int, maps: dict[str, nn.Module]) ->
 def plain_flap(method: FLAP, model: Any, windows: Tensor, batch: int, *, inplace: bool = False) -> Any:
     """FLAP with the statistics of all layers from one pass of the whole model."""
     changed = model if inplace else copy.deepcopy(model)
-    layers = decoder_layers(changed)
-    modules = [
-        (number, module)
-        for number, layer in enumerate(layers)
-        for module in (layer.attention, layer.feed_forward)
-        if module is not None
-    ]
-    found = _run(changed, windows, batch, {str(at): module.output for at, (_, module) in enumerate(modules)})
-    parts = []
-    for at, (number, module) in enumerate(modules):
-        heads = getattr(module, "queries", 0)
-        channels = heads * module.head_size if heads else 1  # type: ignore[union-attr]
-        score = method.score(matrix(module.output).float(), found[str(at)], bool(heads))
-        units = score.unflatten(0, (-1, channels)).mean(1)
-        parts.append(Part(number, module, units, channels, module.cost, found[str(at)].mean, heads))
-    total = sum(matrix(module).numel() for layer in layers for module in layer.maps.values())
-    for part, keep in zip(parts, choose(parts, total, method.sparsity, method.structure, 0), strict=True):
-        weight = matrix(part.module.output).float()
-        cut(part.module, keep, mean_replacement_bias(weight, part.mean, ~part.channels(keep)))
+    modules = [module for layer in decoder_layers(changed) for module in layer.parts.values()]
+    found = _run(changed, windows, batch, {str(at): module.output for at, module in enumerate(modules)})
+    parts = [Part.scored(module, method.score, found[str(at)]) for at, module in enumerate(modules)]
+    total = sum(weight.numel() for weight in matrices(changed))
+    bias = mean_replacement_bias if method.compensate else None
+    cut_parts(changed, parts, choose(parts, total, method.sparsity, method.structure, method.remove_heads), bias)
     return changed
 
 

@@ -15,6 +15,7 @@ from thrifty.align.base import Training
 from thrifty.align.classifier import Classifier
 from thrifty.align.classify import NEW, SEEN, Example, Split, read_examples, split
 from thrifty.align.cls_rl import CLSRL
+from thrifty.align.settings.base import best
 from thrifty.align.sft import SFT
 from thrifty.align.small_vlm import QUESTION, small_vlm
 from thrifty.align.training import train
@@ -69,12 +70,37 @@ def measure(arm: str, problem: Problem) -> Mapping[str, float]:
     problem
         From :func:`prepare`.
     """
-    found = [_at(rate, arm, problem) for rate in (problem.rates if arm != "zero-shot" else (0.0,))]
-    return max(found, key=lambda measured: measured[0])[1]
+    rates = problem.rates if arm != "zero-shot" else (0.0,)
+    _, chosen = best(rates, partial(_learnt, arm, problem), _Learnt.validated)
+    found = {name: chosen.classifier.test(records, chosen.longest) for name, records in chosen.tests.items()}
+    exact = {name: test.exact / len(test.labels) for name, test in found.items()}
+    measured = {
+        "harmonic mean": 2 * exact[SEEN] * exact[NEW] / max(exact[SEEN] + exact[NEW], 1e-9),
+        "exact, new classes": exact[NEW],
+        "exact, seen classes": exact[SEEN],
+        "accepted, new classes": found[NEW].right / len(found[NEW].labels),
+        "accepted, seen classes": found[SEEN].right / len(found[SEEN].labels),
+        "answer tokens": found[SEEN].tokens,
+    }
+    return measured if arm == "zero-shot" else measured | {"seconds a step": chosen.seconds / problem.steps}
 
 
-def _at(learning_rate: float, arm: str, problem: Problem) -> tuple[float, Mapping[str, float]]:
-    """The share of validation pictures that are answered exactly, and what is measured on the others."""
+@dataclass(frozen=True, eq=False)
+class _Learnt:
+    """A model after an arm's training at one learning rate, and what it is asked."""
+
+    classifier: Classifier
+    validation: Any
+    tests: Mapping[str, Any]
+    longest: int
+    seconds: float
+
+    def validated(self) -> float:
+        """The share of validation pictures that are answered exactly."""
+        return self.classifier.test(self.validation, self.longest).exact / len(self.validation)
+
+
+def _learnt(arm: str, problem: Problem, learning_rate: float) -> _Learnt:
     with Run(problem.directory / arm, seed=problem.seed, device="cpu", overwrite=True) as run:
         model, processor = load_vlm(problem.model, dtype=run.dtype)
         classifier = Classifier(with_lora(model, _RANK), processor)
@@ -86,19 +112,7 @@ def _at(learning_rate: float, arm: str, problem: Problem) -> tuple[float, Mappin
         if arm != "zero-shot":
             records = _asked(classifier, method, problem.parts.train, problem.parts.classes, rng)
             seconds = _train(classifier, method, records, arm == "labels", problem.steps, learning_rate, run)
-        longest = _LONGEST[method.thinking]
-        chosen_by = classifier.test(validation, longest).exact / len(validation)
-        found = {name: classifier.test(records, longest) for name, records in tests.items()}
-    exact = {name: test.exact / len(test.labels) for name, test in found.items()}
-    return chosen_by, {
-        "harmonic mean": 2 * exact[SEEN] * exact[NEW] / max(exact[SEEN] + exact[NEW], 1e-9),
-        "exact, new classes": exact[NEW],
-        "exact, seen classes": exact[SEEN],
-        "accepted, new classes": found[NEW].right / len(found[NEW].labels),
-        "accepted, seen classes": found[SEEN].right / len(found[SEEN].labels),
-        "seconds a step": seconds / problem.steps,
-        "answer tokens": found[SEEN].tokens,
-    }
+    return _Learnt(classifier, validation, tests, _LONGEST[method.thinking], seconds)
 
 
 def _asked(

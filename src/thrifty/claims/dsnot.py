@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 from thrifty.claims.harness import Claim, Condition
+from thrifty.shrink.base import Shrinker
 from thrifty.shrink.dsnot import DSnoT
-from thrifty.shrink.tasks import METRICS, Problem, run_method, scores, small, smollm2
+from thrifty.shrink.tasks import METRICS, arms_of, for_claim
 
-_SPARSITY = 0.6
-
-
-def _prepare(seed: int, quick: bool, directory: Path) -> Problem:
-    if quick:
-        return small(seed, quick, directory, sparsity=_SPARSITY)
-    return smollm2(seed, quick, directory, sparsity=_SPARSITY, windows=32, test=48, problems=0)
-
-
-_METHODS = {
+_METHODS: dict[str, Shrinker] = {
     "dsnot wanda": DSnoT(),
     "wanda": DSnoT(max_cycles=0),
     "dsnot magnitude": DSnoT(initial="magnitude"),
@@ -41,11 +32,8 @@ CLAIM = Claim(
         "the arm with falling errors takes only swaps that make an error smaller. The SparseGPT mask comes without its "
         "change of weights."
     ),
-    prepare=_prepare,
-    arms={
-        **{name: partial(run_method, method) for name, method in _METHODS.items()},
-        "dense": lambda problem: scores(problem, problem.model, 0.0),
-    },
+    prepare=partial(for_claim, sparsity=0.6),
+    arms=arms_of(_METHODS),
     metrics=tuple(name for name in METRICS if name != "accuracy"),
     tried=(
         "One seed, 8 windows, perplexity on text apart from the final one: the mask by magnitude went from 3,214 "

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 from thrifty.claims.harness import Claim, Condition
+from thrifty.shrink.base import Shrinker
 from thrifty.shrink.baselines import CutUnits
 from thrifty.shrink.flap import FLAP
-from thrifty.shrink.tasks import METRICS, Problem, run_method, scores, small, smollm2
+from thrifty.shrink.tasks import METRICS, arms_of, for_claim
 
-_SPARSITY = 0.2
-
-
-def _prepare(seed: int, quick: bool, directory: Path) -> Problem:
-    if quick:
-        return small(seed, quick, directory, sparsity=_SPARSITY)
-    return smollm2(seed, quick, directory, sparsity=_SPARSITY, windows=32, test=48, problems=0)
-
-
-_METHODS = {
+_METHODS: dict[str, Shrinker] = {
     "flap": FLAP(),
     "flap ul-um": FLAP(structure="ul-um"),
     "flap without bias": FLAP(compensate=False),
@@ -39,11 +30,8 @@ CLAIM = Claim(
         "calibrated on 32 windows of 256 tokens of news articles (others for each seed), perplexity on 24 windows of "
         "other articles. No arm has a setting that was chosen."
     ),
-    prepare=_prepare,
-    arms={
-        **{name: partial(run_method, method) for name, method in _METHODS.items()},
-        "dense": lambda problem: scores(problem, problem.model, 0.0),
-    },
+    prepare=partial(for_claim, sparsity=0.2),
+    arms=arms_of(_METHODS),
     metrics=tuple(name for name in METRICS if name != "accuracy"),
     conditions=[
         Condition("perplexity", "flap", "wanda-sp", less=True),

@@ -85,8 +85,7 @@ def _measure(selection: str, problem: Problem) -> dict[str, float]:
 
 
 def _base(problem: Problem) -> dict[str, float]:
-    nothing = {"prompts": 0.0, "share mislabelled": 0.0, "share trivial": 0.0}
-    return _scores(problem, {name: pool.base for name, pool in problem.pools.items()}) | nothing
+    return _scores(problem, {name: pool.base for name, pool in problem.pools.items()})
 
 
 def _scores(problem: Problem, policies: Mapping[str, Policy]) -> dict[str, float]:

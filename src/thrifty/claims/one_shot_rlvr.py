@@ -64,8 +64,8 @@ def one_example(setting: Setting) -> list[Record]:
 
 
 def random_example(setting: Setting) -> list[Record]:
-    """A prompt drawn at random."""
-    drawn = rank_by_history({name: [0.0] for name, _ in setting.ranked}, method="random", seed=setting.seed)
+    """Another prompt, drawn at random."""
+    drawn = rank_by_history({name: [0.0] for name, _ in setting.ranked[1:]}, method="random", seed=setting.seed)
     return batch_of_copies(choose(setting.pool, drawn, 1), COPIES)
 
 
@@ -139,8 +139,9 @@ CLAIM = Claim(
     ),
     setting=(
         "SmolLM2-135M-Instruct on small arithmetic word problems, its last ten layers trained; ten updates of 16 "
-        "answers for every arm at one learning rate; the full set: 24 problems, two of them in each update; form: the "
-        "full set with a reward for any number; 80 held-out problems, two answers each at temperature 1"
+        "answers, one a rollout, for every arm at one learning rate (1e-4, not tuned: more does not fit the time); "
+        "the full set: 24 problems, two of them in each update; form: the full set with a reward for any number; 80 "
+        "held-out problems, two answers each at temperature 1"
     ),
     prepare=prepare,
     arms={

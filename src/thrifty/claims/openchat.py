@@ -16,7 +16,6 @@ from thrifty.align.arithmetic_answers import two_teachers
 from thrifty.align.conditioned import ConditionedTemplate
 from thrifty.align.openchat import OpenChat
 from thrifty.align.settings.base import best, budget, split, taught
-from thrifty.align.settings.decoders import decoder_for
 from thrifty.align.settings.sums import asked, right, sums_tokenizer
 from thrifty.align.sources import Said, weighted_sequences
 from thrifty.claims.harness import Claim, Condition
@@ -24,6 +23,7 @@ from thrifty.core.seeding import derive_seed
 from thrifty.core.threads import one_thread
 from thrifty.data.tasks import Problem
 from thrifty.lm.sample import sample
+from thrifty.lm.small import decoder_for
 
 _TOP = 30
 _RECORDS, _BATCH, _EPOCHS = 1000, 64, 5

@@ -37,7 +37,7 @@ CLAIM = Claim(
     setting=(
         "A two-layer decoder trained here on chains of four sums with 20% wrong steps and repeated ones (it solves a "
         "third); a rule scores right steps +0.8, wrong ones -0.8 and repeated ones +0.25; 60 updates on 16 prompts "
-        "with 8 answers of at most 12 steps, at the better of two learning rates on 64 validation prompts; the "
+        "with 8 answers of at most 12 steps, at the best of four learning rates on 64 validation prompts; the "
         "verifier knows a tenth of the answers beside step scores, all of them alone; no KL term; tested on 128 "
         "prompts, 8 answers each at temperature 1"
     ),

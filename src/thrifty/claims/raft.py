@@ -95,6 +95,7 @@ CLAIM = Claim(
         Condition("reward", "raft", "raft K=4"),
         Condition("reward", "raft K=4", "own samples"),
         Condition("reward", "raft", "one round"),
+        Condition("reward", "own samples", "untrained", margin=-0.1, less=True),
         Condition("reward", "raft", "untrained", margin=0.1),
     ),
     seeds=5,

@@ -17,18 +17,17 @@ _PROBABILITIES = StepScores(good=0.9, wrong=0.1, filler=0.75, solved=0.95, unsol
 """The rule's scores as probabilities of being right, as the paper's reward model gives them."""
 
 
-def _worth(setting: Chains, *, method: Refinement | None) -> ProcessWorth:
-    if method is None:
-        return ProcessWorth(None, verify)
-    rule = Rule(_PROBABILITIES, setting.seed)
-    # The threshold of clipping is solved for from right answers of the decoder before training.
-    refined = ClipDelta(method).fit(*scored_answers(setting, rule))
-    return ProcessWorth(rule, verify, refine=refined.shape)
-
-
 def _arm(setting: Chains, *, method: Refinement | None) -> Mapping[str, float]:
     objective = StepReturns(process_coefficient=_ALPHA, longest=LONGEST, kl_reward_coefficient=0.0)
-    return measure(objective, partial(_worth, method=method), setting)
+    if method is None:
+        return measure(objective, lambda _: ProcessWorth(None, verify), setting)
+    # The threshold of clipping is solved for from right answers of the decoder before training.
+    refined = ClipDelta(method).fit(*scored_answers(setting, Rule(_PROBABILITIES, setting.seed)))
+
+    def worth(_: Chains) -> ProcessWorth:
+        return ProcessWorth(Rule(_PROBABILITIES, setting.seed), verify, refine=refined.shape)
+
+    return measure(objective, worth, setting)
 
 
 CLAIM = Claim(
@@ -42,7 +41,7 @@ CLAIM = Claim(
         "third); a rule gives right steps a probability of 0.9, wrong ones 0.1 and repeated ones 0.75, weighed by 0.5"
         " beside the success reward; the threshold leaves three quarters of the steps of right answers unclipped; "
         "step-level returns with leave-one-out baselines, 60 updates on 16 prompts with 8 answers of at most 12 "
-        "steps, at the better of two learning rates on 64 validation prompts; no KL term; tested on 128 prompts, 8 "
+        "steps, at the best of four learning rates on 64 validation prompts; no KL term; tested on 128 prompts, 8 "
         "answers each at temperature 1"
     ),
     prepare=prepare,
@@ -61,5 +60,9 @@ CLAIM = Claim(
         Condition("solve rate", "success + clip", "success", margin=-0.02),
         Condition("solve rate", "success + clip-delta", "success", margin=-0.02),
     ),
-    seeds=3,
+    seeds=5,
+    tried=(
+        "With three seeds and two learning rates, of which every arm took the same side, clip-delta kept within 0.02 "
+        "of the success reward by a hair: rates and seeds were added."
+    ),
 )

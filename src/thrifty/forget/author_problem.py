@@ -29,7 +29,7 @@ from thrifty.forget.text_training import Schedule, answers, train_texts
 from thrifty.lm.load import load_lm
 from thrifty.lm.records import from_records
 from thrifty.lm.sequences import Sequences
-from thrifty.lm.small import small_decoder, word_tokenizer
+from thrifty.lm.small import decoder_for, word_tokenizer
 
 METRICS = ("model_utility", "forget_quality", "-forget_probability", "retain_probability", "-seconds")
 
@@ -65,7 +65,7 @@ def _tiny(questions: AuthorQuestions) -> tuple[Any, Any]:
         (one.question, one.answer, one.other_question, one.other_answer, *one.wrong) for one in every
     )
     tokenizer = word_tokenizer(chain(texts, PHRASES))
-    return small_decoder(tokenizer, width=64, layers=2), tokenizer
+    return decoder_for(tokenizer, width=64, layers=2), tokenizer
 
 
 SMALL = Teaching(8, 24, Schedule(3e-3, 0.01, 60, 3, 64, 64))

@@ -116,7 +116,8 @@ def fit_density(
 
     def loss(model: nn.Module, rows: Tensor) -> Loss:
         given = e[rows]
-        value, divergence = vae_loss(*_asked(model, given), kl_weight)
+        reconstructed, mean, deviation = model(given)
+        value, divergence = vae_loss(reconstructed, given, mean, deviation, kl_weight)
         return Loss(value, {"divergence": divergence.detach()})
 
     fit(
@@ -132,8 +133,3 @@ def fit_density(
         label="representations",
     )
     return vae.requires_grad_(False)
-
-
-def _asked(model: nn.Module, e: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    reconstructed, mean, deviation = model(e)
-    return reconstructed, e, mean, deviation

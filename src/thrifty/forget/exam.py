@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,12 @@ from thrifty.lm.records import from_records
 from thrifty.lm.sample import sample
 from thrifty.lm.sequences import Sequences
 
-KNOWN = ("retain", "real_authors", "world_facts")
+_PROBABILITY: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "retain": lambda right, _: tofu.answer_probability(right),
+    "real_authors": tofu.choice_probability,
+    "world_facts": tofu.choice_probability,
+}
+KNOWN = tuple(_PROBABILITY)
 """Sets whose marks make the model's utility."""
 LONGEST = 24
 """Tokens of an answer, at most."""
@@ -79,8 +84,7 @@ class Exam:
 
     def truth_ratio(self, model: nn.Module) -> Float[Tensor, " question"]:
         """The truth ratios on the forget set."""
-        losses = self.losses(model, "forget")
-        return tofu.truth_ratio(losses[:, 1], losses[:, 2:])
+        return _truth_ratio(self.losses(model, "forget"))
 
     def marks(self, model: nn.Module, retained: Float[Tensor, " question"]) -> dict[str, float]:
         """All that TOFU measures.
@@ -92,22 +96,24 @@ class Exam:
         retained
             Truth ratios on the forget set, of the model that never saw it.
         """
+        losses = {name: self.losses(model, name) for name in ("forget", *KNOWN)}
         parts = {}
-        for name in KNOWN:
-            losses = self.losses(model, name)
-            right, wrong = losses[:, 0], losses[:, 2:]
-            known = tofu.answer_probability(right) if name == "retain" else tofu.choice_probability(right, wrong)
-            parts[f"{name}_probability"] = float(known)
-            parts[f"{name}_truth"] = float(tofu.retain_truth_score(tofu.truth_ratio(losses[:, 1], wrong)))
+        for name, probability in _PROBABILITY.items():
+            parts[f"{name}_probability"] = float(probability(losses[name][:, 0], losses[name][:, 2:]))
+            parts[f"{name}_truth"] = float(tofu.retain_truth_score(_truth_ratio(losses[name])))
             parts[f"{name}_recall"] = self.recall(model, name)
-        ratio = self.truth_ratio(model)
+        ratio = _truth_ratio(losses["forget"])
         return {
             "model_utility": tofu.model_utility(parts),
             "forget_quality": tofu.forget_quality(ratio, retained),
             "forget_distance": tofu.forget_distance(ratio, retained),
-            "forget_probability": float(tofu.answer_probability(self.losses(model, "forget")[:, 0])),
+            "forget_probability": float(tofu.answer_probability(losses["forget"][:, 0])),
             "forget_truth": float(tofu.forget_truth_score(ratio)),
             "forget_recall": self.recall(model, "forget"),
-            "retain_loss": float(self.losses(model, "retain")[:, 0].mean()),
+            "retain_loss": float(losses["retain"][:, 0].mean()),
             **parts,
         }
+
+
+def _truth_ratio(losses: Float[Tensor, "question answer"]) -> Float[Tensor, " question"]:
+    return tofu.truth_ratio(losses[:, 1], losses[:, 2:])

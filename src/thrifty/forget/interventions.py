@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ _HELD = "_thrifty_intervention"
 _KINDS: dict[str, type[Intervention]] = {}
 
 
-class Intervention:
+class Intervention(ABC):
     """What hooks do to a model; a frozen dataclass of tensors and plain values.
 
     A subclass names its ``kind``, under which it is saved.
@@ -34,6 +35,7 @@ class Intervention:
     def __init_subclass__(cls) -> None:
         _KINDS[cls.kind] = cls
 
+    @abstractmethod
     def hook(self, model: nn.Module) -> Sequence[RemovableHandle]:
         """Puts the hooks on a model that it belongs to.
 
@@ -42,7 +44,6 @@ class Intervention:
         InputError
             When it was made for a model of another shape.
         """
-        raise NotImplementedError
 
     def tree(self) -> dict[str, Any]:
         """Its fields, as a checkpoint can hold them."""

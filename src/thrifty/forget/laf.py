@@ -18,6 +18,7 @@ from thrifty.core.run import Run
 from thrifty.forget.base import check_finite, check_labels, cross_entropy, device_of, logits, trainable
 from thrifty.forget.data import Labelled, Part, Source, as_source, concatenate, labels
 from thrifty.forget.density import Output, RepresentationVAE, fit_density
+from thrifty.forget.overlap import warn_of_overlap
 from thrifty.forget.representation import Representation, find_head, inputs_of, representations
 
 
@@ -155,6 +156,7 @@ class LAF:
             When a loss is not finite.
         """
         gone, kept = as_source(forget_set, "forget set"), as_source(retain_set, "retain set")
+        warn_of_overlap(gone, kept)
         # In half precision, updates as small as these would be rounded away.
         changed = copy.deepcopy(model).to(run.device, torch.float32).eval()
         head = self.head or find_head(changed, inputs_of(gone, torch.arange(1)).to(run.device).x)
@@ -169,19 +171,19 @@ class LAF:
         return changed.to(device_of(model), next(model.parameters()).dtype)
 
     def _densities(self, g0: Representation, kept: Source, gone: Source, run: Run) -> Densities:
-        settings: dict[str, Any] = {
-            "latent": self.latent,
-            "output": self.decoder_output,
-            "epochs": self.density_epochs,
-            "batch_size": self.batch_size,
-            "learning_rate": self.density_rate,
-            "kl_weight": self.kl_weight,
-        }
-        h, h_f = (
-            fit_density(representations(g0, source, f"{name} set"), run.stage(f"density-{name}"), **settings)
-            for name, source in (("retain", kept), ("forget", gone))
-        )
-        return h, h_f
+        def density(name: str, source: Source) -> RepresentationVAE:
+            return fit_density(
+                representations(g0, source, f"{name} set"),
+                run.stage(f"density-{name}"),
+                latent=self.latent,
+                output=self.decoder_output,
+                epochs=self.density_epochs,
+                batch_size=self.batch_size,
+                learning_rate=self.density_rate,
+                kl_weight=self.kl_weight,
+            )
+
+        return density("retain", kept), density("forget", gone)
 
     def _unlearn(
         self, g: Representation, g0: Representation, densities: Densities | None, kept: Source, gone: Source, run: Run

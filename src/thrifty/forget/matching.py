@@ -17,6 +17,7 @@ from thrifty.core.loop import Shuffled
 from thrifty.forget.base import device_of
 from thrifty.forget.baselines import descend
 from thrifty.forget.data import Joined, Labelled, Part, Source, as_source
+from thrifty.forget.overlap import warn_of_overlap
 from thrifty.forget.retraining import said
 
 Loss = Literal["mse", "ce"]
@@ -92,6 +93,7 @@ class Matching:
             When a set is empty.
         """
         gone, kept = as_source(forget_set, "forget set"), as_source(retain_set, "retain set")
+        warn_of_overlap(gone, kept)
         sample = torch.randperm(len(kept), generator=draw)[: round(self.retain_multiplier * len(gone))]
         return Pool(
             Joined(gone, kept),
@@ -146,7 +148,7 @@ class Pool:
 
 
 def matching_loss(
-    logits: Float[Tensor, "*models batch classes"], targets: Float[Tensor, "*models batch classes"], loss: Loss = "mse"
+    logits: Float[Tensor, "*models batch classes"], targets: Float[Tensor, "*#models batch classes"], loss: Loss = "mse"
 ) -> Float[Tensor, "*models"]:
     """How far a batch of outputs is from its targets: mean over batch and classes of squares, or cross-entropy.
 
@@ -155,7 +157,7 @@ def matching_loss(
     logits
         What is said.
     targets
-        What should be said.
+        What should be said; [B, C] where all models have the same.
     loss
         ``"mse"`` or ``"ce"``.
     """
@@ -194,7 +196,7 @@ def match_outputs(
     pool
         Inputs; a row of it belongs to the same row of the targets.
     targets
-        What should be said.
+        What should be said; [P, C] where stacked models have the same.
     loss, epochs, learning_rate, batch_size, penalty
         As for :class:`Matching`.
     shuffle

@@ -18,14 +18,13 @@ from thrifty.forget.data import Texts, as_source
 from thrifty.lm.backbone import body_of, evaluating, unwrapped
 from thrifty.lm.feed_forward import feed_forwards
 from thrifty.lm.sequences import Sequences
+from thrifty.nets.moments import RunningMoments
 
 Probe = Literal["prompt", "text"]
 
 
-class Moments:
+class Moments(RunningMoments):
     """Mean, standard deviation and mean magnitude of neurons over tokens, gathered as they come.
-
-    Batches are merged by Chan's rule, in float32, so that a large mean does not swallow a small variance.
 
     Parameters
     ----------
@@ -36,10 +35,8 @@ class Moments:
     """
 
     def __init__(self, neurons: int, device: torch.device) -> None:
-        self.tokens = 0
-        self.mean = torch.zeros(neurons, device=device)
-        self.magnitude = torch.zeros(neurons, device=device)
-        self._squares = torch.zeros(neurons, device=device)
+        super().__init__()
+        self.mean, self.squares, self.magnitude = (torch.zeros(neurons, device=device) for _ in range(3))
 
     def add(self, x: Float[Tensor, "token neuron"]) -> None:
         """Takes in some tokens."""
@@ -47,17 +44,13 @@ class Moments:
             return
         x = x.detach().float()
         variance, mean = torch.var_mean(x, 0, correction=0)
-        step, added = mean - self.mean, len(x)
-        share = added / (self.tokens + added)
-        self._squares += variance * added + step.square() * (self.tokens * share)
-        self.mean += step * share
-        self.magnitude += (x.abs().mean(0) - self.magnitude) * share
-        self.tokens += added
+        self.merge(len(x), mean, variance * len(x))
+        self.magnitude += (x.abs().mean(0) - self.magnitude) * (len(x) / self.tokens)
 
     @property
     def variance(self) -> Float[Tensor, " neuron"]:
         """Mean squared deviation from the mean."""
-        return self._squares / max(self.tokens, 1)
+        return self.squares / max(self.tokens, 1)
 
     @property
     def std(self) -> Float[Tensor, " neuron"]:

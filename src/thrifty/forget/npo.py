@@ -200,7 +200,7 @@ class NPO:
         rate, sizes = self.learning_rate or _RATE * _WIDTH / width(trained), (self.batch_size, self.micro_batch_size)
         schedule = Schedule(rate, self.weight_decay, self.epochs, self.warmup_epochs, *sizes)
         objective = partial(self._loss, reference=reference)
-        return train_texts(trained, objective, used, run, schedule, save_every=save_every)
+        return train_texts(trained, objective, used, run, schedule, apart=("retain_set",), save_every=save_every)
 
     def _loss(self, model: nn.Module, step: Step, reference: nn.Module) -> Loss:
         kind = _KINDS[self.kind]

@@ -74,9 +74,7 @@ class OracleMatching(Matching):
             found = outputs(recipe.train(pool.full, kept, seeds, device_of(model)), pool.queries)
         else:
             found = oracles[:, pool.numbers]
-        targets = oracle_targets(found, self.loss)
-        lead = outputs(model, pool.queries.rows(torch.arange(1))).shape[:-2]
-        return self.match(model, pool, targets.expand(*lead, *targets.shape))
+        return self.match(model, pool, oracle_targets(found, self.loss))
 
 
 def oracle_targets(

@@ -165,9 +165,13 @@ def _digits(inputs: Inputs, run: Run) -> Given:
     return _split(subject, train, test, Inputs(forget_class=forgotten, evaluate=inputs.evaluate))
 
 
-def _authors(inputs: Inputs, run: Run) -> Given:
+def _no_class(inputs: Inputs) -> None:
     if inputs.forget_class is not None:
         raise InputError("--forget-class is for classifiers: language models forget records")
+
+
+def _authors(inputs: Inputs, run: Run) -> Given:
+    _no_class(inputs)
     questions = author_questions(SMALL.forget, SMALL.retain, run.seed)
     model, tokenizer, _ = taught(questions, SMALL, run.seed, run.directory / "original")
     sets = author_sets(questions, tokenizer, run.seed)
@@ -176,8 +180,7 @@ def _authors(inputs: Inputs, run: Run) -> Given:
 
 
 def _skill(inputs: Inputs, run: Run) -> Given:
-    if inputs.forget_class is not None:
-        raise InputError("--forget-class is for classifiers: language models forget records")
+    _no_class(inputs)
     model, tokenizer = load_lm(skills.MODEL, dtype=run.dtype, device=run.device)
     found = skills.skill_texts(tokenizer, run.seed, probes=80, valid=1, asked=1, judged=24)
     names = {"skill": "forget", "text": "retain", "copy": "copy"}

@@ -16,6 +16,7 @@ from thrifty.forget.interventions import Intervention, attach, attached
 from thrifty.forget.key_space import REFUSAL, KeySpaceDetector, Response, fit_key_space
 from thrifty.forget.neuron_adjust import fit_neuron_adjust
 from thrifty.forget.neurons import Probe, moments, sequences_of
+from thrifty.forget.overlap import warn_of_overlap
 from thrifty.lm.chat import Prompt
 from thrifty.lm.sample import sample
 
@@ -174,6 +175,7 @@ class SkillUnlearning:
             if retain_set is None:
                 raise InputError("Neuron Adjust compares with other skills: give a retain set")
             others = sequences_of(retain_set, "retain set", self.probes, self.draw)
+            warn_of_overlap(skill, others)
             adjusted = fit_neuron_adjust(
                 *(
                     moments(model, rows, self.probe or "text", batch_size=self.batch_size)[0]

@@ -18,7 +18,7 @@ from thrifty.core.seeding import generator
 from thrifty.data.tasks import Arithmetic, Problem
 from thrifty.data.text import texts
 from thrifty.forget.base import Forgetter, device_of, forget_with
-from thrifty.forget.baselines import GradientAscent
+from thrifty.forget.baselines import BadTeacher, FineTune, GradientAscent
 from thrifty.forget.data import Source, Texts
 from thrifty.forget.evaluate import predict
 from thrifty.forget.interventions import attached
@@ -258,7 +258,9 @@ def _baselines() -> dict[str, Callable[[SkillProblem], Mapping[str, float]]]:
     return {
         "original": lambda problem: scores(problem, problem.model),
         "selective pruning": lambda problem: run_method(SelectivePruning(), problem),
+        "fine-tune": lambda problem: run_method(FineTune(batch_size=16), problem),
         "gradient ascent": lambda problem: run_method(GradientAscent(batch_size=16), problem),
+        "bad teacher": lambda problem: run_method(BadTeacher(batch_size=16), problem),
     }
 
 

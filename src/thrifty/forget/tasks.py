@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from thrifty.core.method import Task
 from thrifty.forget import author_problem, skills
+from thrifty.forget.base import Forgetter
 from thrifty.forget.baselines import BadTeacher, FineTune, GradientAscent
 from thrifty.forget.laf import LAF
 from thrifty.forget.npo import NPO
@@ -23,14 +25,21 @@ _ALIKE = ("-forget_gap", "test_accuracy", "-mia_gap", "-forget_kl", "-seconds", 
 Prepare = Callable[[int, bool, Path], Problem]
 
 
+def _simple(run: Callable[[Forgetter, Any], Mapping[str, float]]) -> dict[str, Callable[[Any], Mapping[str, float]]]:
+    """What one would do without the room's methods, as a task runs it."""
+    return {
+        "fine-tune": lambda problem: run(FineTune(), problem),
+        "gradient ascent": lambda problem: run(GradientAscent(), problem),
+        "bad teacher": lambda problem: run(BadTeacher(learning_rate=1e-3), problem),
+    }
+
+
 def baselines() -> dict[str, Callable[[Problem], Mapping[str, float]]]:
     """What the room's methods are compared with, at default settings."""
     return {
         "original": lambda problem: scores(problem, problem.model, 0.0),
         "retrain": lambda problem: scores(problem, problem.retrained, problem.retrain_seconds),
-        "fine-tune": lambda problem: run_method(FineTune(), problem),
-        "gradient ascent": lambda problem: run_method(GradientAscent(), problem),
-        "bad teacher": lambda problem: run_method(BadTeacher(learning_rate=1e-3), problem),
+        **_simple(run_method),
     }
 
 
@@ -63,18 +72,15 @@ def _authors(seed: int, quick: bool, directory: Path) -> author_problem.AuthorPr
 
 
 def _author_task() -> Task:
-    run = author_problem.run_method
     return Task(
         summary="forget fictitious authors that SmolLM2 was taught (with --quick, a small decoder)",
         gives=frozenset({"model", "language-model", "text", "forget-set", "retain-set"}),
         prepare=_authors,
-        evaluate=run,
+        evaluate=author_problem.run_method,
         baselines={
             "original": lambda problem: problem.marks(problem.model) | {"seconds": 0.0},
             "retrain": lambda problem: problem.marks(problem.retained) | {"seconds": problem.retained_seconds},
-            "fine-tune": lambda problem: run(FineTune(), problem),
-            "gradient ascent": lambda problem: run(GradientAscent(), problem),
-            "bad teacher": lambda problem: run(BadTeacher(learning_rate=1e-3), problem),
+            **_simple(author_problem.run_method),
         },
         metrics=author_problem.METRICS,
         variants={

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from thrifty.core.schedules import warmup_linear
 from thrifty.core.seeding import derive_seed
 from thrifty.forget.base import device_of
 from thrifty.forget.data import Texts, as_source
+from thrifty.forget.overlap import warn_of_overlap
 from thrifty.forget.preference import ascent_loss
 from thrifty.lm.backbone import evaluating
 from thrifty.lm.logps import sequence_logps, token_logps
@@ -109,6 +110,8 @@ def text_sets(given: Mapping[str, Any]) -> dict[str, Sequences]:
         if len(empty):
             raise InputError(f"example {int(empty[0, 0])} of the {spoken} has no answer: give it a completion")
         sets[name] = rows.without_columns(*rows.columns).to("cpu")
+    if "retain_set" in sets:
+        warn_of_overlap(sets["forget_set"], sets["retain_set"])
     if "refusal_set" in sets and len(sets["refusal_set"]) != len(sets["forget_set"]):
         raise InputError(
             f"there are {len(sets['refusal_set'])} refusals for {len(sets['forget_set'])} answers to forget: give one "
@@ -170,13 +173,14 @@ def train_texts(
     run: Run,
     schedule: Schedule,
     *,
+    apart: Collection[str] = (),
     save_every: int | None = 50,
     label: str = "forget",
 ) -> nn.Module:
     """Trains a model in place on an objective over rows of several sets; resumable.
 
-    Every step takes as many rows of each set. The retain set has an order of its own; the others share one, so that
-    row n of the refusal set goes with row n of the forget set.
+    Every step takes as many rows of each set. Sets share one order, so that row n of the refusal set goes with row n of
+    the forget set, but for those that stand ``apart``.
 
     Parameters
     ----------
@@ -190,6 +194,8 @@ def train_texts(
         For the seed, metrics and checkpoints.
     schedule
         How long and how fast.
+    apart
+        Names of sets that have an order of their own.
     save_every
         Steps between checkpoints; ``None`` for none.
     label
@@ -201,7 +207,7 @@ def train_texts(
     micro = math.ceil(batch / parts)
 
     def order(name: str) -> Shuffled:
-        seed = derive_seed(run.seed, "retain" if name == "retain_set" else "answers")
+        seed = derive_seed(run.seed, name if name in apart else "answers")
         return Shuffled(len(sets[name]), micro, seed, last="fill")
 
     orders = {name: order(name) for name in sets}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,26 @@ LOOKED_FOR = (
 
 
 @dataclass(frozen=True, eq=False)
-class FeedForward:
+class Neurons:
+    """Neurons between linear maps.
+
+    Parameters
+    ----------
+    inputs
+        All maps to the neurons; a single one of twice as many outputs holds a gate in one half.
+    output
+        The map from the neurons back; what goes into it are the neurons' activations (the key vector).
+    neurons
+        How many there are.
+    """
+
+    inputs: tuple[nn.Module, ...]
+    output: nn.Module
+    neurons: int
+
+
+@dataclass(frozen=True, eq=False)
+class FeedForward(Neurons):
     """The feed-forward part of a layer: ``output(act(before(x)) * up(x))``, where not gated without the second factor.
 
     Parameters
@@ -30,19 +49,10 @@ class FeedForward:
         The layer's number from 0.
     before
         The map whose first ``neurons`` outputs are the neurons' pre-activations: the gate where there is one.
-    inputs
-        All maps to the neurons; a single one of twice as many outputs holds the gate in its first half.
-    output
-        The map from the neurons back; what goes into it are the neurons' activations (the key vector).
-    neurons
-        How many there are.
     """
 
     layer: int
     before: nn.Module
-    inputs: tuple[nn.Module, ...]
-    output: nn.Module
-    neurons: int
 
 
 def feed_forwards(model: nn.Module) -> list[FeedForward]:
@@ -65,31 +75,74 @@ def feed_forwards(model: nn.Module) -> list[FeedForward]:
     layers = blocks(inner)
     if not layers:
         raise InputError(f"{type(inner).__name__} has no list of layers: {LOOKED_FOR} was looked for")
-    width = inner.get_input_embeddings().weight.shape[1]
+    width = width_of(inner)
     return [_of_layer(number, layer, width, type(inner).__name__) for number, layer in enumerate(layers)]
+
+
+def width_of(model: Any) -> int:
+    """Channels of a decoder's hidden states, which its embeddings need not have (OPT may project them)."""
+    return int(unwrapped(model).config.get_text_config().hidden_size)
+
+
+def neurons_between(maps: Mapping[str, nn.Module], width: int) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Which of a layer's linear maps could lead to neurons, and which one back from them; the likeliest first.
+
+    Parameters
+    ----------
+    maps
+        By name, in their order.
+    width
+        Channels of the hidden states.
+
+    Yields
+    ------
+    tuple
+        One name or two of maps to as many neurons as the other takes, or of one map to twice as many (a gate within),
+        and the name of the map back.
+    """
+    sizes = {name: (inputs_of(one), outputs_of(one)) for name, one in maps.items()}
+    # Where as many neurons as channels are, order tells: the way back comes last.
+    for name, (neurons, given) in reversed(sizes.items()):
+        if given != width:
+            continue
+        to = {other: size for other, size in sizes.items() if other != name}
+        alone = tuple(other for other, size in to.items() if size == (width, neurons))
+        fused = tuple(other for other, size in to.items() if size == (width, 2 * neurons))
+        if (len(alone), len(fused)) in ((1, 0), (2, 0), (0, 1)):
+            yield alone + fused, name
+
+
+def inputs_of(module: Any) -> int:
+    """Channels that a linear map takes."""
+    return int(module.weight.shape[0]) if transposed(module) else int(module.in_features)
+
+
+def outputs_of(module: Any) -> int:
+    """Channels that a linear map gives."""
+    return int(module.weight.shape[1]) if transposed(module) else int(module.out_features)
+
+
+def transposed(module: nn.Module) -> bool:
+    """Whether a module is GPT-2's linear map, whose weight is ``[in, out]``."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def _of_layer(number: int, layer: nn.Module, width: int, model: str) -> FeedForward:
     maps = dict(_maps(layer))
-    sizes = {name: _sizes(one) for name, one in maps.items()}
-    # Where as many neurons as channels are, order tells: the way back comes last.
-    outputs = [name for name, (_, given) in sizes.items() if given == width]
-    for name in reversed(outputs):
-        neurons = sizes[name][0]
-        inputs = [other for other in maps if other != name and sizes[other] in ((width, neurons), (width, 2 * neurons))]
-        halves = [other for other in inputs if sizes[other][1] == 2 * neurons]
-        if len(inputs) == 1 and (not halves or "gate_up" in inputs[0]):
-            before = inputs[0]
-        elif len(inputs) == 2 and not halves:
+    for inputs, output in neurons_between(maps, width):
+        neurons = inputs_of(maps[output])
+        if len(inputs) == 2:
             gates = [one for one in inputs if one.rpartition(".")[2].startswith(_GATES)]
-            if len(gates) != 1:
-                continue
-            before = gates[0]
         else:
-            continue
-        return FeedForward(number, maps[before], tuple(maps[one] for one in inputs), maps[name], neurons)
-    there = ", ".join(f"{name} {given}x{taken}" for name, (taken, given) in sizes.items()) or "none"
-    more = " (one a layer: mixtures of experts are not supported)" if len(outputs) > 1 else ""
+            # Which half of one map is the gate, only its name says.
+            gates = [one for one in inputs if outputs_of(maps[one]) == neurons or "gate_up" in one]
+        if len(gates) == 1:
+            return FeedForward(
+                tuple(maps[one] for one in inputs), maps[output], neurons, layer=number, before=maps[gates[0]]
+            )
+    there = ", ".join(f"{name} {outputs_of(one)}x{inputs_of(one)}" for name, one in maps.items()) or "none"
+    several = sum(outputs_of(one) == width for one in maps.values()) > 1
+    more = " (one a layer: mixtures of experts are not supported)" if several else ""
     raise InputError(
         f"the feed-forward part of layer {number} of {model} can't be found: {LOOKED_FOR} was looked for{more}; the "
         f"linear maps there are: {there}"
@@ -109,11 +162,4 @@ def _maps(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _is_map(module: Any) -> bool:
     named = all(isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features"))
-    return named or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
-
-
-def _sizes(module: Any) -> tuple[int, int]:
-    """What a linear map takes and gives; GPT-2's has its weight as ``[in, out]``."""
-    if hasattr(module, "in_features"):
-        return int(module.in_features), int(module.out_features)
-    return int(module.weight.shape[0]), int(module.weight.shape[1])
+    return named or transposed(module)

@@ -119,6 +119,18 @@ def checked_values(
     return _numbers(returned, name, prompts)
 
 
+def shared_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The columns that all records have beside ``prompt``, as :func:`score` takes them.
+
+    Parameters
+    ----------
+    records
+        The record of each completion; at least one.
+    """
+    names = [name for name in records[0] if name != "prompt" and all(name in record for record in records)]
+    return {name: [record[name] for record in records] for name in names}
+
+
 def reward_name(reward: Reward) -> str:
     """What logs and errors call a reward: its ``name``, else that of the function or class."""
     for holder in (reward, getattr(reward, "func", None), type(reward)):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from thrifty.core.errors import InputError
+from thrifty.core.errors import InputError, nearest
 from thrifty.select.base import check_history
 from thrifty.select.history import AccuracyHistory
 from thrifty.select.limr import lim_scores
@@ -47,18 +47,30 @@ def rank_by_history(
     values = {name: _curve(name, curve) for name, curve in curves.items()}
     if not values:
         raise InputError("the history is empty: there is no prompt to rank")
-    if method == "random":
-        scores = torch.rand(len(values), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).tolist()
-    elif method == "std":
-        scores = [float(curve.std(correction=0)) for curve in values.values()]
-    elif method == "linear":
-        scores = [float(linear_scores(curve[None])) for curve in values.values()]
-    elif method == "lim":
-        shortest = min(len(curve) for curve in values.values())
-        scores = lim_scores(torch.stack([curve[:shortest] for curve in values.values()])).scores.tolist()
-    else:
-        raise InputError(f"method must be std, lim, linear or random, not {method!r}")
+    if method not in _SCORES:
+        raise InputError(f"method {method!r} is unknown: {nearest(str(method), _SCORES) or ', '.join(_SCORES)}")
+    scores = _SCORES[method](list(values.values()), seed)
     return sorted(zip(values, scores, strict=True), key=lambda item: -item[1])
+
+
+def _lim(curves: list[Tensor], seed: int) -> list[float]:
+    del seed
+    shortest = min(map(len, curves))
+    found: list[float] = lim_scores(torch.stack([curve[:shortest] for curve in curves])).scores.tolist()
+    return found
+
+
+def _random(curves: list[Tensor], seed: int) -> list[float]:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.rand(len(curves), dtype=torch.float64, generator=draw).tolist()
+
+
+_SCORES: Mapping[str, Callable[[list[Tensor], int], list[float]]] = {
+    "std": lambda curves, _: [float(std_scores(curve[None])) for curve in curves],
+    "lim": _lim,
+    "linear": lambda curves, _: [float(linear_scores(curve[None])) for curve in curves],
+    "random": _random,
+}
 
 
 def _curve(name: str, values: Sequence[float]) -> Float[Tensor, " K"]:

@@ -57,3 +57,9 @@ def check_sparsity(sparsity: float) -> None:
     """Raises an :class:`InputError` unless the share of weights to remove lies between 0 and 1, both excluded."""
     if not 0 < sparsity < 1:
         raise InputError(f"sparsity must lie between 0 and 1, not {sparsity:g}: it is the share of weights to remove")
+
+
+def check_batch_size(batch_size: int | None) -> None:
+    """Raises an :class:`InputError` when fewer than one window would run at once."""
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, not {batch_size}")

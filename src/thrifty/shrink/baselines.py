@@ -14,13 +14,32 @@ from thrifty.shrink.decoder import DecoderLayer
 from thrifty.shrink.flap import weighted_norm
 from thrifty.shrink.input_statistics import InputStatistics
 from thrifty.shrink.masks import magnitude_score, parse_pattern, prune_mask, wanda_score
-from thrifty.shrink.sparsegpt import inverse_root, sparsegpt
+from thrifty.shrink.sparsegpt import sparsegpt
 from thrifty.shrink.sparsify import sparsify
 from thrifty.shrink.structured import shrink_units
 
 
 @dataclass(frozen=True)
-class Magnitude:
+class _Sparse:
+    """What the three that set single weights to 0 have in common."""
+
+    kind: ClassVar[str] = "language-model"
+    needs: ClassVar[tuple[str, ...]] = ("windows",)
+
+    sparsity: float = 0.5
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)
+        parse_pattern(self.pattern)
+
+    def pruned(self, weight: Float[Tensor, "out in"], score: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """The weight with 0 where the score is lowest."""
+        return weight.masked_fill(prune_mask(score, self.sparsity, parse_pattern(self.pattern)), 0)
+
+
+@dataclass(frozen=True)
+class Magnitude(_Sparse):
     """Prunes the smallest weights of each output row; looks at no text.
 
     Parameters
@@ -31,28 +50,19 @@ class Magnitude:
         ``n:m`` instead.
     """
 
-    kind: ClassVar[str] = "language-model"
     needs: ClassVar[tuple[str, ...]] = ()
-
-    sparsity: float = 0.5
-    pattern: str | None = None
-
-    def __post_init__(self) -> None:
-        check_sparsity(self.sparsity)
-        parse_pattern(self.pattern)
 
     def shrink(self, model: nn.Module, *, inplace: bool = False) -> nn.Module:
         """A copy of the model with zeros in the linear maps of its decoder layers."""
-        n_m = parse_pattern(self.pattern)
 
         def decide(_: DecoderLayer, __: str, weight: Tensor, ___: InputStatistics) -> Tensor:
-            return weight.masked_fill(prune_mask(magnitude_score(weight), self.sparsity, n_m), 0)
+            return self.pruned(weight, magnitude_score(weight))
 
-        return sparsify(model, None, decide, n_m=n_m, inplace=inplace)
+        return sparsify(model, None, decide, n_m=parse_pattern(self.pattern), inplace=inplace)
 
 
 @dataclass(frozen=True)
-class Wanda:
+class Wanda(_Sparse):
     """Prunes the weights of each output row with the smallest product of magnitude and input norm.
 
     Parameters
@@ -67,28 +77,17 @@ class Wanda:
     Sun et al., A Simple and Effective Pruning Approach for Large Language Models, ICLR 2024, arXiv 2306.11695.
     """
 
-    kind: ClassVar[str] = "language-model"
-    needs: ClassVar[tuple[str, ...]] = ("windows",)
-
-    sparsity: float = 0.5
-    pattern: str | None = None
-
-    def __post_init__(self) -> None:
-        check_sparsity(self.sparsity)
-        parse_pattern(self.pattern)
-
     def shrink(self, model: nn.Module, windows: Int[Tensor, "window token"], *, inplace: bool = False) -> nn.Module:
         """A copy of the model with zeros in the linear maps of its decoder layers."""
-        n_m = parse_pattern(self.pattern)
 
         def decide(_: DecoderLayer, __: str, weight: Tensor, seen: InputStatistics) -> Tensor:
-            return weight.masked_fill(prune_mask(wanda_score(weight, seen.norm), self.sparsity, n_m), 0)
+            return self.pruned(weight, wanda_score(weight, seen.norm))
 
-        return sparsify(model, windows, decide, n_m=n_m, inplace=inplace)
+        return sparsify(model, windows, decide, n_m=parse_pattern(self.pattern), inplace=inplace)
 
 
 @dataclass(frozen=True)
-class SparseGPT:
+class SparseGPT(_Sparse):
     """Prunes column after column, and lets the columns behind make up for it.
 
     Parameters
@@ -105,28 +104,14 @@ class SparseGPT:
     Frantar and Alistarh, SparseGPT, ICML 2023, arXiv 2301.00774.
     """
 
-    kind: ClassVar[str] = "language-model"
-    needs: ClassVar[tuple[str, ...]] = ("windows",)
-
-    sparsity: float = 0.5
-    pattern: str | None = None
     dampening: float = 0.01
-
-    def __post_init__(self) -> None:
-        check_sparsity(self.sparsity)
-        parse_pattern(self.pattern)
 
     def shrink(self, model: nn.Module, windows: Int[Tensor, "window token"], *, inplace: bool = False) -> nn.Module:
         """A copy of the model with zeros in the linear maps of its decoder layers, and the other weights adjusted."""
         n_m = parse_pattern(self.pattern)
-        roots: dict[int, Tensor] = {}
 
         def decide(_: DecoderLayer, __: str, weight: Tensor, seen: InputStatistics) -> Tensor:
-            # Maps that read the same input share its statistics, and so the inverse.
-            if id(seen) not in roots:
-                roots.clear()
-                roots[id(seen)] = inverse_root(seen.hessian, self.dampening)
-            return sparsegpt(weight, roots[id(seen)], self.sparsity, n_m)
+            return sparsegpt(weight, seen.inverse_root(self.dampening), self.sparsity, n_m)
 
         return sparsify(model, windows, decide, n_m=n_m, hessian=True, inplace=inplace)
 
@@ -143,7 +128,7 @@ class CutUnits:
         ``wanda`` (wanda-sp: magnitude times input norm, averaged over outputs), ``magnitude`` (norm of the column) or
         ``random``.
     seed
-        For ``random``.
+        For ``random``; by default from the global generator, which a run has seeded.
     """
 
     kind: ClassVar[str] = "language-model"
@@ -151,14 +136,16 @@ class CutUnits:
 
     sparsity: float = 0.2
     by: Literal["wanda", "magnitude", "random"] = "wanda"
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity)
 
     def shrink(self, model: nn.Module, windows: Int[Tensor, "window token"], *, inplace: bool = False) -> nn.Module:
         """A copy of the model with fewer heads and neurons."""
-        draw = torch.Generator().manual_seed(self.seed)
+        draw = torch.Generator()
+        if self.by == "random":
+            draw.manual_seed(int(torch.randint(2**31, ())) if self.seed is None else self.seed)
 
         def score(weight: Float[Tensor, "out in"], seen: InputStatistics, _: bool) -> Float[Tensor, " in"]:
             if self.by == "wanda":

@@ -7,7 +7,6 @@ are left.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -18,8 +17,15 @@ from torch import Tensor, nn
 from thrifty.core.errors import InputError
 from thrifty.core.sharding import blocks
 from thrifty.lm.backbone import check_causal, unwrapped
-
-_log = logging.getLogger("thrifty")
+from thrifty.lm.feed_forward import (
+    LOOKED_FOR,
+    Neurons,
+    inputs_of,
+    neurons_between,
+    outputs_of,
+    transposed,
+    width_of,
+)
 
 _QUERY, _KEY, _VALUE = ({"q_proj", "query", "q"}, {"k_proj", "key", "k"}, {"v_proj", "value", "v"})
 # How one map holds queries, keys and values: one after the other, or those of each head together.
@@ -58,6 +64,11 @@ class Attention:
     layout: str
 
     @property
+    def size(self) -> int:
+        """Channels of a group, which lie side by side in the output map's input."""
+        return self.head_size * self.queries
+
+    @property
     def cost(self) -> int:
         """Weights that go with one group."""
         return self.head_size * (self.queries + 2) * inputs_of(self.inputs[0]) + (
@@ -66,25 +77,21 @@ class Attention:
 
 
 @dataclass(frozen=True, eq=False)
-class FeedForward:
-    """The feed-forward part of a layer.
+class FeedForward(Neurons):
+    """The feed-forward part of a layer, as neurons that can go.
 
     Parameters
     ----------
     module
         What holds its output map.
-    inputs
-        The map (or maps, where one is a gate) from the hidden state to the neurons.
-    output
-        The map from the neurons back.
-    neurons
-        How many there are.
     """
 
     module: nn.Module
-    inputs: tuple[nn.Module, ...]
-    output: nn.Module
-    neurons: int
+
+    @property
+    def size(self) -> int:
+        """Channels of a neuron."""
+        return 1
 
     @property
     def cost(self) -> int:
@@ -117,27 +124,33 @@ class DecoderLayer:
     feed_forward: FeedForward | None
     attention_maps: frozenset[str]
 
+    @property
+    def parts(self) -> dict[str, Attention | FeedForward]:
+        """What can be cut, by the name of its output map."""
+        return {
+            name: part
+            for part in (self.attention, self.feed_forward)
+            if part is not None
+            for name, one in self.maps.items()
+            if one is part.output
+        }
+
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a module is a plain linear map: PyTorch's, or GPT-2's, whose weight is ``[in, out]``."""
-    return type(module) is nn.Linear or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+    return type(module) is nn.Linear or transposed(module)
 
 
 def matrix(module: nn.Module) -> Float[Tensor, "out in"]:
     """The weight of a linear map as ``[out, in]``: a view, so that what is written into it is the module's."""
     weight = module.weight
     assert isinstance(weight, Tensor)
-    return weight.data if type(module) is nn.Linear else weight.data.t()
+    return weight.data.t() if transposed(module) else weight.data
 
 
-def outputs_of(module: nn.Module) -> int:
-    """Channels that a linear map gives."""
-    return matrix(module).shape[0]
-
-
-def inputs_of(module: nn.Module) -> int:
-    """Channels that a linear map takes."""
-    return matrix(module).shape[1]
+def matrices(model: nn.Module) -> list[Float[Tensor, "out in"]]:
+    """The weights of all linear maps of the decoder layers, in order: what sparsity is a share of."""
+    return [matrix(module) for layer in decoder_layers(model) for module in layer.maps.values()]
 
 
 def decoder_layers(model: nn.Module) -> list[DecoderLayer]:
@@ -155,7 +168,8 @@ def decoder_layers(model: nn.Module) -> list[DecoderLayer]:
     """
     check_causal(model)
     inner = unwrapped(model)
-    found = [_take_apart(layer, inner) for layer in blocks(inner)]
+    width = width_of(inner)
+    found = [_take_apart(layer, inner, width) for layer in blocks(inner)]
     if not found or not any(layer.maps for layer in found):
         raise InputError(
             f"no decoder layers were found in {type(inner).__name__}: a list of layers that hold linear maps "
@@ -170,13 +184,12 @@ def need_feed_forward(layers: Sequence[DecoderLayer], model: nn.Module) -> None:
         return
     names = ", ".join(layers[0].maps)
     raise InputError(
-        f"the feed-forward layers of {type(model).__name__} can't be found: beside the attention, one linear map to "
-        "the width of the hidden state was looked for, and one or two (such as gate_proj and up_proj, c_fc, fc1, "
-        f"dense_h_to_4h) that give what it takes; the linear maps of a layer are {names}"
+        f"the feed-forward layers of {type(model).__name__} can't be found: {LOOKED_FOR} was looked for, and no other "
+        f"maps beside them; the linear maps of a layer are {names}"
     )
 
 
-def _take_apart(layer: nn.Module, model: Any) -> DecoderLayer:
+def _take_apart(layer: nn.Module, model: Any, width: int) -> DecoderLayer:
     maps: dict[str, nn.Module] = {name: module for name, module in layer.named_modules() if is_linear(module)}
     inside = next(
         (
@@ -189,21 +202,17 @@ def _take_apart(layer: nn.Module, model: Any) -> DecoderLayer:
     attention_maps = frozenset(name for name in maps if inside and name.startswith(inside[0]))
     attention = None if inside is None else _attention(inside[1], model)
     rest = {name: module for name, module in maps.items() if name not in attention_maps}
-    return DecoderLayer(layer, maps, attention, _feed_forward(layer, rest), attention_maps)
+    return DecoderLayer(layer, maps, attention, _feed_forward(layer, rest, width), attention_maps)
 
 
-def _feed_forward(layer: nn.Module, rest: Mapping[str, nn.Module]) -> FeedForward | None:
-    """The last map is the way back where its inputs are all that the others give, once or twice (a gate)."""
-    if len(rest) not in (2, 3):
+def _feed_forward(layer: nn.Module, rest: Mapping[str, nn.Module], width: int) -> FeedForward | None:
+    """The neurons, where the layer has no other maps beside its attention."""
+    inputs, output = next(neurons_between(rest, width), ((), ""))
+    if len(inputs) + 1 != len(rest):
         return None
-    *inputs, output = rest.values()
-    neurons, width = inputs_of(output), outputs_of(output)
-    given = [outputs_of(one) for one in inputs]
-    fused = len(given) == 1 and given[0] == 2 * neurons
-    if any(inputs_of(one) != width for one in inputs) or not (fused or all(size == neurons for size in given)):
-        return None
-    path, _, _ = list(rest)[-1].rpartition(".")
-    return FeedForward(layer.get_submodule(path), tuple(inputs), output, neurons)
+    path, _, _ = output.rpartition(".")
+    last = rest[output]
+    return FeedForward(tuple(rest[one] for one in inputs), last, inputs_of(last), layer.get_submodule(path))
 
 
 def _attention(module: Any, model: Any) -> Attention | None:

@@ -10,12 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from thrifty.lm.backbone import unwrapped
-from thrifty.shrink.decoder import Attention, FeedForward, decoder_layers, matrix, outputs_of
-
-# What a model keeps beside its weights: names of an attention's attributes that count query or key/value heads.
-_QUERY_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
-_KEY_COUNTS = ("num_key_value_heads", "num_kv_heads")
-_NEURONS = ("intermediate_size", "ffn_dim", "n_inner")
+from thrifty.lm.feed_forward import outputs_of, transposed
+from thrifty.shrink.decoder import Attention, FeedForward, decoder_layers, matrix
+from thrifty.shrink.storing import built_from, shapes_of
+from thrifty.shrink.surgery_attributes import NAMES
 
 
 @torch.no_grad()
@@ -33,14 +31,10 @@ def cut(part: Attention | FeedForward, keep: Bool[Tensor, " unit"], bias: Float[
     """
     for module, rows in _input_rows(part, keep):
         _take_rows(module, rows)
-    _take_columns(part.output, _unit_rows(keep, _channels(part)))
+    _set_matrix(part.output, matrix(part.output)[:, _unit_rows(keep, part.size)])
     if bias is not None:
         _add_bias(part.output, bias)
-    if isinstance(part, Attention):
-        _resize(part, int(keep.sum()))
-    for name in _NEURONS:
-        if isinstance(part, FeedForward) and vars(part.module).get(name) == part.neurons:
-            setattr(part.module, name, int(keep.sum()))
+    _resize(part, int(keep.sum()))
 
 
 @torch.no_grad()
@@ -53,13 +47,9 @@ def mask_out(
         matrix(module)[gone] = 0
         if isinstance(module.bias, Tensor):
             module.bias[gone] = 0
-    matrix(part.output)[:, ~keep.repeat_interleave(_channels(part))] = 0
+    matrix(part.output)[:, ~keep.repeat_interleave(part.size)] = 0
     if bias is not None:
         _add_bias(part.output, bias)
-
-
-def _channels(part: Attention | FeedForward) -> int:
-    return part.head_size * part.queries if isinstance(part, Attention) else 1
 
 
 def _input_rows(part: Attention | FeedForward, keep: Tensor) -> list[tuple[nn.Module, Int[Tensor, " row"]]]:
@@ -71,7 +61,7 @@ def _input_rows(part: Attention | FeedForward, keep: Tensor) -> list[tuple[nn.Mo
             (one, torch.cat([neurons + start for start in range(0, outputs_of(one), part.neurons)]))
             for one in part.inputs
         ]
-    query, key = (_unit_rows(keep, size) for size in (part.head_size * part.queries, part.head_size))
+    query, key = (_unit_rows(keep, size) for size in (part.size, part.head_size))
     if part.layout == "apart":
         return list(zip(part.inputs, (query, key, key), strict=True))
     if part.layout == "by head":
@@ -90,15 +80,11 @@ def _take_rows(module: Any, rows: Int[Tensor, " row"]) -> None:
         module.bias = nn.Parameter(module.bias.data[rows], requires_grad=module.bias.requires_grad)
 
 
-def _take_columns(module: Any, columns: Int[Tensor, " column"]) -> None:
-    _set_matrix(module, matrix(module)[:, columns])
-
-
 def _set_matrix(module: Any, weight: Float[Tensor, "out in"]) -> None:
-    plain = type(module) is nn.Linear
-    data = (weight if plain else weight.t()).contiguous()
+    turned = transposed(module)
+    data = (weight.t() if turned else weight).contiguous()
     module.weight = nn.Parameter(data, requires_grad=module.weight.requires_grad)
-    names = ("out_features", "in_features") if plain else ("nf", "nx")
+    names = ("nf", "nx") if turned else ("out_features", "in_features")
     for name, size in zip(names, weight.shape, strict=True):
         setattr(module, name, size)
 
@@ -109,18 +95,19 @@ def _add_bias(module: Any, bias: Float[Tensor, " out"]) -> None:
     module.bias = nn.Parameter((old + bias).to(weight.dtype), requires_grad=weight.requires_grad)
 
 
-def _resize(part: Attention, groups: int) -> None:
-    """Tells an attention how many heads it has; the ratio of query to key/value heads stays."""
-    module = part.module
-    heads, before = groups * part.queries, part.groups * part.queries
-    for names, old, new in ((_QUERY_COUNTS, before, heads), (_KEY_COUNTS, part.groups, groups)):
-        for name in names:
-            if vars(module).get(name) == old:
-                setattr(module, name, new)
-    # The width of all heads together, which some families read instead.
-    for name in ("split_size", "embed_dim", "hidden_size", "all_head_size"):
-        if vars(module).get(name) == before * part.head_size:
-            setattr(module, name, heads * part.head_size)
+def _resize(part: Attention | FeedForward, units: int) -> None:
+    """Tells a part how many heads or neurons it has; the ratio of query to key/value heads stays."""
+    if isinstance(part, FeedForward):
+        changes = dict.fromkeys(NAMES["width"], (part.neurons, units))
+    else:
+        heads, before = units * part.queries, part.groups * part.queries
+        changes = dict.fromkeys(NAMES["heads"], (before, heads)) | dict.fromkeys(NAMES["kv"], (part.groups, units))
+        # The width of all heads together, which some families read instead.
+        widths = ("split_size", "embed_dim", "hidden_size", "all_head_size")
+        changes |= dict.fromkeys(widths, (before * part.head_size, heads * part.head_size))
+    for name, (old, new) in changes.items():
+        if vars(part.module).get(name) == old:
+            setattr(part.module, name, new)
 
 
 def settle_config(model: nn.Module) -> bool:
@@ -138,14 +125,17 @@ def settle_config(model: nn.Module) -> bool:
     bool
         Whether ``from_pretrained`` builds a model of these shapes from the config. If not, the config is as it was.
     """
-    inner = unwrapped(model)
-    wanted = _candidate(inner)
-    if wanted is None:
+    inner: Any = unwrapped(model)
+    sizes = _sizes(inner)
+    if sizes is None:
         return False
-    with torch.device("meta"):
-        twin = type(inner)(wanted)
-    expected = {name: tensor.shape for name, tensor in twin.state_dict().items()}
-    shapes = {name: tensor.shape for name, tensor in inner.state_dict().items()}
+    wanted = copy.deepcopy(inner.config)
+    for name, value in sizes.items():
+        setattr(wanted, name, value)
+    twin = built_from(type(inner), wanted.to_dict())
+    if twin is None:
+        return False
+    expected, shapes = shapes_of(twin), shapes_of(inner)
     missing = [name for name in expected if name not in shapes]
     same = all(expected.get(name) == shape for name, shape in shapes.items())
     if not same or any(not name.endswith(".bias") for name in missing):
@@ -154,37 +144,29 @@ def settle_config(model: nn.Module) -> bool:
         module = inner.get_submodule(name.removesuffix(".bias"))
         zeros = module.weight.new_zeros(expected[name])
         module.bias = nn.Parameter(zeros, requires_grad=module.weight.requires_grad)
-    for name, value in vars(wanted).items():
-        if name in _SIZES and getattr(inner.config, name, None) != value:
-            setattr(inner.config, name, value)
+    for name, value in sizes.items():
+        setattr(inner.config, name, value)
     return True
 
 
-_SIZES = {*_NEURONS, "num_attention_heads", "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"}
-
-
-def _candidate(model: Any) -> Any:
-    """The config that would say the model's sizes, ``None`` where layers differ."""
-    layers = decoder_layers(model)
-    config = copy.deepcopy(model.config)
-    neurons = {layer.feed_forward.neurons for layer in layers if layer.feed_forward is not None}
+def _sizes(model: Any) -> dict[str, Any] | None:
+    """The entries of the config that would say the model's sizes, ``None`` where layers differ."""
+    layers, config = decoder_layers(model), model.config
     whole = [layer.attention for layer in layers if layer.attention is not None]
+    inner = [layer.feed_forward for layer in layers if layer.feed_forward is not None]
+    neurons = {one.neurons for one in inner}
     attention = {(one.groups * one.queries, one.groups, one.head_size) for one in whole}
     if len(neurons) > 1 or len(attention) > 1:
         return None
-    for name in _NEURONS:
-        if neurons and hasattr(config, name):
-            setattr(config, name, next(iter(neurons)))
-    if attention:
-        heads, groups, size = next(iter(attention))
+    found: dict[str, Any] = {}
+    for size in neurons:
+        found |= dict.fromkeys(NAMES["width"], size)
+    for heads, groups, size in attention:
         if heads != config.num_attention_heads:
             if not hasattr(config, "num_key_value_heads") or not hasattr(config, "head_dim"):
                 return None
-            config.num_attention_heads, config.num_key_value_heads, config.head_dim = heads, groups, size
-    for name, outputs in (
-        ("attention_bias", [one.output for one in whole]),
-        ("mlp_bias", [layer.feed_forward.output for layer in layers if layer.feed_forward]),
-    ):
-        if hasattr(config, name) and any(one.bias is not None for one in outputs):
-            setattr(config, name, True)
-    return config
+            found |= {"num_attention_heads": heads, "num_key_value_heads": groups, "head_dim": size}
+    for name, parts in (("attention_bias", whole), ("mlp_bias", inner)):
+        if any(one.output.bias is not None for one in parts):
+            found[name] = True
+    return {name: value for name, value in found.items() if hasattr(config, name)}

@@ -11,18 +11,10 @@ from torch import Tensor, nn
 
 from thrifty.core.errors import InputError
 from thrifty.core.method import register
-from thrifty.shrink.base import check_sparsity
+from thrifty.shrink.base import check_batch_size, check_sparsity
 from thrifty.shrink.decoder import DecoderLayer
 from thrifty.shrink.input_statistics import InputStatistics
-from thrifty.shrink.masks import (
-    NM,
-    magnitude_score,
-    parse_pattern,
-    prune_mask,
-    sparsegpt_score,
-    wanda_score,
-)
-from thrifty.shrink.sparsegpt import inverse_root
+from thrifty.shrink.masks import NM, magnitude_score, parse_pattern, prune_mask, sparsegpt_score, wanda_score
 from thrifty.shrink.sparsify import sparsify
 from thrifty.shrink.swapping import Accept, initial_error, refine, refine_blocks
 
@@ -101,8 +93,7 @@ class DSnoT:
             raise InputError(
                 f"max_cycles and threshold must be at least 0, not {self.max_cycles} and {self.threshold:g}"
             )
-        if self.batch_size is not None and self.batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, not {self.batch_size}")
+        check_batch_size(self.batch_size)
 
     def shrink(self, model: nn.Module, windows: Int[Tensor, "window token"], *, inplace: bool = False) -> nn.Module:
         """The model with zeros in the linear maps of its decoder layers.
@@ -199,7 +190,7 @@ def initial_score(initial: Initial, weight: Float[Tensor, "out in"], seen: Input
         return magnitude_score(weight)
     if initial == "wanda":
         return wanda_score(weight, seen.norm)
-    return sparsegpt_score(weight, inverse_root(seen.hessian))
+    return sparsegpt_score(weight, seen.inverse_root())
 
 
 def expected_error(

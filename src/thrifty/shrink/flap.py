@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from thrifty.core.errors import InputError
 from thrifty.core.method import register
-from thrifty.shrink.base import check_sparsity
+from thrifty.shrink.base import check_batch_size, check_sparsity
 from thrifty.shrink.input_statistics import InputStatistics
 from thrifty.shrink.structured import Structure, shrink_units
 
@@ -87,8 +87,7 @@ class FLAP:
         check_sparsity(self.sparsity)
         if self.remove_heads < 0:
             raise InputError(f"remove_heads must be at least 0, not {self.remove_heads}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, not {self.batch_size}")
+        check_batch_size(self.batch_size)
 
     def shrink(self, model: nn.Module, windows: Int[Tensor, "window token"], *, inplace: bool = False) -> nn.Module:
         """The model with fewer heads and neurons.

@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thrifty.core.errors import NonFiniteError
+from thrifty.nets.moments import RunningMoments
+from thrifty.shrink.sparsegpt import inverse_root
 
 
-class InputStatistics:
+class InputStatistics(RunningMoments):
     r"""Mean, variances and norms of each input channel over sequences of equal length.
-
-    Sequences are merged by Chan's rule, so that a large mean does not swallow a small variance.
 
     Parameters
     ----------
@@ -24,14 +24,13 @@ class InputStatistics:
     """
 
     def __init__(self, *, hessian: bool = False) -> None:
+        super().__init__()
         self.sequences = 0
-        self.tokens = 0
-        self._mean: Tensor | None = None
-        self._squares = torch.zeros(0)  # sum over tokens of (x - mean)^2
-        self._within = torch.zeros(0)  # sum over sequences of each one's variance
-        self._released = torch.zeros(0)
+        self._within = torch.zeros(())  # sum over sequences of each one's variance
+        self._released = torch.zeros(())
         self._wants_hessian = hessian
         self._hessian: Tensor | None = None
+        self._root: tuple[float, Tensor] | None = None
 
     def add(self, x: Float[Tensor, "*batch channel"]) -> None:
         """Takes in sequences ``[B, T, C]``; tokens alone ``[T, C]`` are one sequence."""
@@ -47,46 +46,31 @@ class InputStatistics:
             if self._hessian is None:
                 self._hessian = rows.new_zeros(channels, channels)
             self._hessian.addmm_(rows.t(), rows)
+            self._root = None
 
     def take_in(
         self, variance: Float[Tensor, "sequence channel"], means: Float[Tensor, "sequence channel"], length: int
     ) -> None:
         """Merges sequences of ``length`` tokens, of which each channel's population variance and mean are known."""
-        count, channels = means.shape
-        if self._mean is None:
-            self._mean = means.new_zeros(channels)
-            self._squares, self._within, self._released = (means.new_zeros(channels) for _ in range(3))
         self._add_released(variance, means, length)
         mean = means.mean(0)
-        squares = length * (variance.sum(0) + (means - mean).square().sum(0))
-        added, before = count * length, self.tokens
-        step = mean - self._mean
-        self.tokens += added
-        self.sequences += count
-        self._squares += squares + step.square() * (before * added / self.tokens)
-        self._mean += step * (added / self.tokens)
-        self._within += variance.sum(0)
+        self.merge(len(means) * length, mean, length * (variance.sum(0) + (means - mean).square().sum(0)))
+        self.sequences += len(means)
+        self._within = self._within + variance.sum(0)
 
     def _add_released(self, variance: Tensor, means: Tensor, length: int) -> None:
         # With G_k = (k - 1) v_k, the released recursion adds k / (k + 1) times what the new sequence deviates from
         # the mean with that sequence in it.
-        assert self._mean is not None
         before = self.sequences
         number = torch.arange(before, before + len(means), device=means.device, dtype=means.dtype)[:, None]
-        after = (self._mean * before + means.cumsum(0)) / (number + 1)
+        after = (self.mean * before + means.cumsum(0)) / (number + 1)
         deviation = length * (variance + (means - after).square())
-        self._released += (deviation * number / (number + 1)).sum(0)
-
-    @property
-    def mean(self) -> Float[Tensor, " channel"]:
-        """Over all tokens."""
-        assert self._mean is not None
-        return self._mean
+        self._released = self._released + (deviation * number / (number + 1)).sum(0)
 
     @property
     def variance(self) -> Float[Tensor, " channel"]:
         """Unbiased, over all tokens."""
-        return self._squares / max(self.tokens - 1, 1)
+        return self.squares / max(self.tokens - 1, 1)
 
     @property
     def variance_within(self) -> Float[Tensor, " channel"]:
@@ -106,7 +90,7 @@ class InputStatistics:
     @property
     def sum_of_squares(self) -> Float[Tensor, " channel"]:
         """A sequence's sum of squares over its tokens, averaged over sequences."""
-        return (self._squares + self.mean.square() * self.tokens) / self.sequences
+        return (self.squares + self.mean.square() * self.tokens) / self.sequences
 
     @property
     def norm(self) -> Float[Tensor, " channel"]:
@@ -119,9 +103,15 @@ class InputStatistics:
         assert self._hessian is not None
         return self._hessian / self.sequences
 
+    def inverse_root(self, dampening: float = 0.01) -> Float[Tensor, "channel channel"]:
+        """The Hessian's :func:`~thrifty.shrink.sparsegpt.inverse_root`, made once for all maps that read this input."""
+        if self._root is None or self._root[0] != dampening:
+            self._root = dampening, inverse_root(self.hessian, dampening)
+        return self._root[1]
+
     def check(self, name: str) -> None:
         """Raises a :class:`NonFiniteError` where an input was not finite."""
-        if not torch.isfinite(self._squares).all():
+        if not torch.isfinite(self.squares).all():
             raise NonFiniteError(
                 f"what goes into {name} is not finite on the calibration text: load the model in bfloat16 or float32"
             )

@@ -11,17 +11,15 @@ from torch import Tensor
 from thrifty.core.errors import InputError
 from thrifty.core.run import Run
 from thrifty.core.seeding import generator
-from thrifty.data.tasks import arithmetic
 from thrifty.data.text import texts
 from thrifty.shrink.base import Shrinker, shrink_with
 from thrifty.shrink.calibration import check_windows, windows_of
 from thrifty.shrink.decoder_storing import load_decoder, save_decoder
-from thrifty.shrink.measure import accuracy, latency, perplexity, removed, size
-from thrifty.shrink.tasks import MODEL
+from thrifty.shrink.measure import measured, removed
+from thrifty.shrink.tasks import MODEL, NEWS
 from thrifty.shrink.text import held_out, read_texts
 
 _log = logging.getLogger("thrifty")
-_NEWS = "bbc-news"
 
 
 class Inputs(Protocol):
@@ -61,14 +59,16 @@ def run(method: Shrinker, inputs: Inputs, run: Run) -> dict[str, Any]:
     windows = windows_of(calibration, tokenizer, inputs.windows, inputs.window_length, draw)
     check_windows(windows, model)
     judged = _judged(test, tokenizer, inputs, draw)
-    before = _measure(model, tokenizer, judged, inputs)
+    before = measured(model, judged, tokenizer, inputs.problems)
     started = time.perf_counter()
     smaller = shrink_with(method, model, {"windows": windows}, run)
     seconds = time.perf_counter() - started
-    after = _measure(smaller, tokenizer, judged, inputs)
+    after = measured(smaller, judged, tokenizer, inputs.problems)
     plain = save_decoder(smaller, run.directory / "model", tokenizer)
     if not plain:
-        _log.info("layers differ in size: load the model with thrifty.shrink.load_decoder, not with from_pretrained")
+        _log.info(
+            "its config can't say its sizes: load the model with thrifty.shrink.load_decoder, not with from_pretrained"
+        )
     return {
         "table": [{"model": "before"} | before, {"model": "after"} | after | {"seconds": seconds}],
         "model": str(run.directory / "model"),
@@ -79,10 +79,8 @@ def run(method: Shrinker, inputs: Inputs, run: Run) -> dict[str, Any]:
 
 def _texts(inputs: Inputs) -> tuple[list[str], list[str]]:
     if inputs.data is None:
-        if inputs.test is not None:
-            return list(texts(_NEWS).train_texts), read_texts(inputs.test)
-        news = texts(_NEWS)
-        return list(news.train_texts), list(news.test_texts)
+        news = texts(NEWS)
+        return list(news.train_texts), list(news.test_texts) if inputs.test is None else read_texts(inputs.test)
     found = read_texts(inputs.data)
     return held_out(found) if inputs.test is None else (found, read_texts(inputs.test))
 
@@ -95,12 +93,3 @@ def _judged(test: list[str], tokenizer: Any, inputs: Inputs, draw: Any) -> Tenso
             f"the text to measure on is shorter than a window of {inputs.window_length} tokens: give more with --test, "
             "or a shorter --window-length"
         ) from error
-
-
-def _measure(model: Any, tokenizer: Any, judged: Tensor, inputs: Inputs) -> dict[str, float]:
-    found = {"perplexity": perplexity(model, judged)}
-    if inputs.problems:
-        task = arithmetic()
-        asked = task.problems(inputs.problems, 0, "test")
-        found["accuracy"] = accuracy(model, tokenizer, task, asked)
-    return found | size(model, judged.shape[1]) | {"milliseconds": latency(model, judged.shape[1])}

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from thrifty.data.tasks import Problem, Task
+from thrifty.data.tasks import Problem, Task, arithmetic
 from thrifty.lm.backbone import evaluating, unwrapped
 from thrifty.lm.logps import token_logps
 from thrifty.lm.sample import sample
 from thrifty.lm.sequences import Sequences
-from thrifty.shrink.decoder import decoder_layers, matrix
+from thrifty.shrink.decoder import decoder_layers, matrices
 
 _TOKENS = 2048  # that are looked at in one pass
 _NEW_TOKENS = 48
@@ -73,8 +73,7 @@ def size(model: nn.Module, context: int = 1) -> dict[str, float]:
         0; ``gflops``, billions of operations of a forward pass for one token, as the matrices stand (zeros in them
         save nothing).
     """
-    layers = decoder_layers(model)
-    weights = [matrix(module) for layer in layers for module in layer.maps.values()]
+    layers, weights = decoder_layers(model), matrices(model)
     held = sum(weight.numel() for weight in weights)
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     width = sum(part.groups * part.queries * part.head_size for layer in layers if (part := layer.attention))
@@ -89,11 +88,8 @@ def size(model: nn.Module, context: int = 1) -> dict[str, float]:
 def removed(before: nn.Module, after: nn.Module) -> float:
     """The share of the weights of the decoder layers' linear maps that are gone or 0."""
 
-    def left(model: nn.Module) -> int:
-        return sum(int((matrix(one) != 0).sum()) for layer in decoder_layers(model) for one in layer.maps.values())
-
-    whole = sum(matrix(one).numel() for layer in decoder_layers(before) for one in layer.maps.values())
-    return 1 - left(after) / whole
+    left = sum(int((weight != 0).sum()) for weight in matrices(after))
+    return 1 - left / sum(weight.numel() for weight in matrices(before))
 
 
 @torch.no_grad()
@@ -108,3 +104,27 @@ def latency(model: Any, tokens: int = 256, runs: int = 5) -> float:
             float(model(input_ids=ids, use_cache=False).logits[0, -1, 0])  # waits for the device
             found.append(time.perf_counter() - started)
     return 1e3 * statistics.median(found[1:])
+
+
+def measured(
+    model: Any, test: Int[Tensor, "window token"], tokenizer: Any = None, problems: int = 0
+) -> dict[str, float]:
+    """All of the above in one row.
+
+    Parameters
+    ----------
+    model
+        A causal language model.
+    test
+        Held-out text; its windows' length is the context of size and speed.
+    tokenizer
+        Needed where problems are asked.
+    problems
+        How many problems of arithmetic to ask; without any there is no ``accuracy``.
+    """
+    found = {"perplexity": perplexity(model, test)}
+    if problems:
+        task = arithmetic()
+        found["accuracy"] = accuracy(model, tokenizer, task, task.problems(problems, 0, "test"))
+    context = test.shape[1]
+    return found | size(model, context) | {"milliseconds": latency(model, context)}

@@ -70,7 +70,7 @@ def small_decoder(directory: Path, seed: int, steps: int, width: int = 64) -> An
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    stream = torch.tensor(list("".join(train_prose()).encode()))
+    stream = torch.tensor(Bytes()("".join(train_prose())).input_ids)
     draw = generator(seed, "small decoder")
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)

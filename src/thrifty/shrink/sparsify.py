@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from thrifty.core.errors import InputError
+from thrifty.lm.feed_forward import inputs_of
 from thrifty.shrink.calibration import calibrate
-from thrifty.shrink.decoder import DecoderLayer, decoder_layers, inputs_of, matrix
+from thrifty.shrink.decoder import DecoderLayer, decoder_layers, matrix
 from thrifty.shrink.input_statistics import InputStatistics
 from thrifty.shrink.masks import NM
 
@@ -77,9 +78,11 @@ def sparsify(
 
 def check_pattern(model: nn.Module, n_m: NM | None) -> None:
     """Raises an :class:`InputError` that names the first map whose inputs ``m`` does not divide."""
+    if n_m is None:
+        return
     for number, layer in enumerate(decoder_layers(model)):
         for name, module in layer.maps.items():
-            if n_m is not None and inputs_of(module) % n_m[1]:
+            if inputs_of(module) % n_m[1]:
                 raise InputError(
                     f"blocks of {n_m[1]} do not divide the {inputs_of(module)} inputs of {name} in layer {number}: "
                     "choose another n:m, or sparsity without a pattern"

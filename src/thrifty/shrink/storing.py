@@ -29,13 +29,16 @@ SHAPES, WEIGHTS = "shrunk.json", "shrunk.safetensors"
 
 def loads_plainly(model: Any) -> bool:
     """Whether the config of a Hugging Face model says its shape, so that ``from_pretrained`` loads it."""
-    if not _is_pretrained(model):
-        return False
+    fresh = built_from(type(model), model.config.to_dict()) if _is_pretrained(model) else None
+    return fresh is not None and not any(_differences(model, fresh).values())
+
+
+def built_from(kind: Any, config: dict[str, Any]) -> nn.Module | None:
+    """The model without values that ``from_pretrained`` would build from a config; ``None`` where it refuses it."""
     try:
-        fresh = _built(type(model), model.config.to_dict(), real=False)
-    except Exception:  # a config that its class refuses is no way to load the model
-        return False
-    return not any(_differences(model, fresh).values())
+        return _built(kind, config, real=False)
+    except Exception:  # whatever it raises, it is no way to load a model
+        return None
 
 
 def save_shrunk(model: nn.Module, directory: str | Path) -> bool:
@@ -79,7 +82,7 @@ def save_shrunk(model: nn.Module, directory: str | Path) -> bool:
             if getattr(model, "generation_config", None) is not None:
                 model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
     elif record is not None:
-        description |= {"shapes": _shapes(model), "attributes": record.attributes}
+        description |= {"shapes": shapes_of(model), "attributes": record.attributes}
     else:
         raise InputError(
             f"this {type(model).__name__} is no Hugging Face model and was not cut by thrifty: save it as usual"
@@ -194,7 +197,8 @@ def _tie(model: nn.Module) -> None:
         model.tie_weights()  # type: ignore[operator]
 
 
-def _shapes(model: nn.Module) -> dict[str, list[int]]:
+def shapes_of(model: nn.Module) -> dict[str, list[int]]:
+    """The shapes of all parameters and buffers that are stored, by name."""
     return {name: list(value.shape) for name, value in model.state_dict().items()}
 
 
@@ -207,7 +211,7 @@ def _integers(model: nn.Module) -> dict[str, dict[str, int]]:
 
 def _differences(model: nn.Module, fresh: nn.Module) -> dict[str, dict[str, Any]]:
     """Shapes and integers in which a model differs from another of its class."""
-    ours, theirs = _shapes(model), _shapes(fresh)
+    ours, theirs = shapes_of(model), shapes_of(fresh)
     old = _integers(fresh)
     attributes = {
         name: changed

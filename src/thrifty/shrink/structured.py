@@ -19,6 +19,7 @@ from thrifty.shrink.decoder import (
     DecoderLayer,
     FeedForward,
     decoder_layers,
+    matrices,
     matrix,
     need_feed_forward,
 )
@@ -34,37 +35,37 @@ Score = Callable[[Float[Tensor, "out in"], InputStatistics, bool], Float[Tensor,
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The attention or the feed-forward part of a layer, as units that can go.
+    """The attention or the feed-forward part of a layer with what its units are worth.
 
     Parameters
     ----------
-    layer
-        Its number.
     module
         What is cut.
     scores
         What each unit is worth, [U].
-    size
-        Channels of a unit, which lie side by side in the output map's input.
-    cost
-        Weights that go with a unit.
     mean
-        Of each channel over the calibration text.
-    heads
-        Query heads of a unit; 0 for neurons.
+        Of each channel that goes into its output map, over the calibration text.
     """
 
-    layer: int
     module: Attention | FeedForward
     scores: Float[Tensor, " unit"]
-    size: int
-    cost: int
     mean: Float[Tensor, " channel"]
-    heads: int = 0
 
-    def channels(self, units: Bool[Tensor, " unit"]) -> Bool[Tensor, " channel"]:
-        """The channels of some units."""
-        return units.repeat_interleave(self.size)
+    @classmethod
+    def scored(cls, module: Attention | FeedForward, score: Score, seen: InputStatistics) -> Part:
+        """A part by the statistics of its output map's input; a unit's worth is the mean over its channels."""
+        found = score(matrix(module.output).float(), seen, isinstance(module, Attention))
+        return cls(module, found.unflatten(0, (-1, module.size)).mean(1), seen.mean)
+
+    @property
+    def cost(self) -> int:
+        """Weights that go with all units."""
+        return self.module.cost * len(self.scores)
+
+    @property
+    def most(self) -> int:
+        """Weights that can go at most: one unit stays."""
+        return self.cost - self.module.cost
 
 
 def measure_parts(
@@ -101,24 +102,11 @@ def measure_parts(
     parts: list[Part] = []
 
     def visit(number: int, layer: DecoderLayer, found: dict[str, InputStatistics]) -> None:
-        for module in (layer.attention, layer.feed_forward):
-            if module is None:
-                continue
-            name = next(name for name, one in layer.maps.items() if one is module.output)
-            is_attention = isinstance(module, Attention)
-            size = module.head_size * module.queries if isinstance(module, Attention) else 1
-            scores = score(matrix(module.output).float(), found[name], is_attention)
-            heads = module.queries if isinstance(module, Attention) else 0
-            units = scores.unflatten(0, (-1, size)).mean(1)
-            parts.append(Part(number, module, units, size, module.cost, found[name].mean, heads))
+        del number
+        parts.extend(Part.scored(module, score, found[name]) for name, module in layer.parts.items())
 
-    def outputs(layer: DecoderLayer) -> list[str]:
-        wanted = {id(part.output) for part in (layer.attention, layer.feed_forward) if part is not None}
-        return [name for name, module in layer.maps.items() if id(module) in wanted]
-
-    calibrate(model, windows, visit, names=outputs, again=False, batch_size=batch_size)
-    total = sum(matrix(module).numel() for layer in layers for module in layer.maps.values())
-    return parts, total
+    calibrate(model, windows, visit, names=lambda layer: list(layer.parts), again=False, batch_size=batch_size)
+    return parts, sum(weight.numel() for weight in matrices(model))
 
 
 def keep_within(
@@ -173,25 +161,29 @@ def choose(parts: Sequence[Part], total: int, sparsity: float, structure: Struct
         When so many weights can't be removed; the largest possible share is said.
     """
     remove = sparsity * total
-    most = sum(part.cost * (len(part.scores) - 1) for part in parts)
-    _reachable(remove, most, total, sparsity, "one head group and one neuron of each layer must stay")
+    why = "one head group and one neuron of each layer must stay"
+    _reachable(remove, sum(part.most for part in parts), total, sparsity, why)
     if structure == "al-am":
-        whole = sum(part.cost * len(part.scores) for part in parts)
-        return keep_within([part.scores for part in parts], [part.cost for part in parts], whole - remove)
-    attention = [part for part in parts if part.heads]
-    neurons = [part for part in parts if not part.heads]
+        return _adaptive(parts, remove)
+    attention = [part for part in parts if isinstance(part.module, Attention)]
+    neurons = [part for part in parts if isinstance(part.module, FeedForward)]
     groups = _groups(attention, sparsity, structure, remove_heads)
-    left = remove - sum(part.cost * int((~keep).sum()) for part, keep in zip(attention, groups, strict=True))
-    most = sum(part.cost * (len(part.scores) - 1) for part in neurons)
-    _reachable(left, most, total, sparsity, f"{structure} takes the rest from neurons", total - remove + left)
+    gone = sum(part.module.cost * int((~keep).sum()) for part, keep in zip(attention, groups, strict=True))
+    left, most = remove - gone, sum(part.most for part in neurons)
+    _reachable(left, most, total, sparsity, f"{structure} takes the rest from neurons", gone)
     if structure == "al-mm":
-        whole = sum(part.cost * len(part.scores) for part in neurons)
-        kept = keep_within([part.scores for part in neurons], [part.cost for part in neurons], whole - left)
+        kept = _adaptive(neurons, left)
     else:
-        share = left / sum(part.cost * len(part.scores) for part in neurons)
+        share = left / sum(part.cost for part in neurons)
         kept = [_best(part, round(len(part.scores) * (1 - share))) for part in neurons]
     found = {id(part): keep for part, keep in zip([*attention, *neurons], [*groups, *kept], strict=True)}
     return [found[id(part)] for part in parts]
+
+
+def _adaptive(parts: Sequence[Part], remove: float) -> list[Tensor]:
+    """The units that stay when all compete and so many weights go."""
+    left = sum(part.cost for part in parts) - remove
+    return keep_within([part.scores for part in parts], [part.module.cost for part in parts], left)
 
 
 def _groups(parts: Sequence[Part], sparsity: float, structure: Structure, remove_heads: int) -> list[Tensor]:
@@ -200,7 +192,8 @@ def _groups(parts: Sequence[Part], sparsity: float, structure: Structure, remove
         return [_best(part, round(len(part.scores) * (1 - sparsity))) for part in parts]
     if not parts:
         return []
-    units = remove_heads // parts[0].heads
+    assert isinstance(parts[0].module, Attention)
+    units = remove_heads // parts[0].module.queries
     if structure == "ul-mm":
         return [_best(part, len(part.scores) - units // len(parts)) for part in parts]
     return keep_within(
@@ -214,11 +207,11 @@ def _best(part: Part, count: int) -> Bool[Tensor, " unit"]:
     return keep
 
 
-def _reachable(remove: float, most: float, total: int, sparsity: float, why: str, other: float | None = None) -> None:
+def _reachable(remove: float, most: int, total: int, sparsity: float, why: str, gone: int = 0) -> None:
     if remove > most:
-        largest = (most + (0 if other is None else sparsity * total - remove)) / total
         raise InputError(
-            f"a sparsity of {sparsity:g} can't be reached: the largest possible is {largest:.3f}, since {why}"
+            f"a sparsity of {sparsity:g} can't be reached: the largest possible is {(most + gone) / total:.3f}, since "
+            f"{why}"
         )
 
 
@@ -246,7 +239,7 @@ def cut_parts(
         Whether to make the matrices smaller; else what is removed is set to 0.
     """
     for part, stays in zip(parts, keep, strict=True):
-        pruned = ~part.channels(stays)
+        pruned = ~stays.repeat_interleave(part.module.size)
         added = None if bias is None else bias(matrix(part.module.output).float(), part.mean, pruned)
         (cut if physical else mask_out)(part.module, stays, added)
     if physical:

@@ -14,16 +14,16 @@ from thrifty.shrink.graph.groups import DependencyGraph, Kept
 
 # Attributes that say the size of a dimension of the module's own weight. A class that is not listed keeps them, if it
 # has any, under the names of these.
-_SIZES: dict[str, tuple[str, int]] = {
-    "out_features": ("weight", 0),
-    "in_features": ("weight", 1),
-    "num_features": ("weight", 0),
-    "num_channels": ("weight", 0),
-    "num_parameters": ("weight", 0),
-    "num_embeddings": ("weight", 0),
-    "embedding_dim": ("weight", 1),
-    "nx": ("weight", 0),
-    "nf": ("weight", 1),
+_SIZES = {
+    "out_features": 0,
+    "in_features": 1,
+    "num_features": 0,
+    "num_channels": 0,
+    "num_parameters": 0,
+    "num_embeddings": 0,
+    "embedding_dim": 1,
+    "nx": 0,
+    "nf": 1,
 }
 # Names that families use for numbers of heads and their sizes. They follow when they had the size of an axis by which
 # the module lays out its tensors, also where its forward pass does not read them.
@@ -50,8 +50,8 @@ _HEADS = [
     "d_kv",
     "key_value_proj_dim",
 ]
-# What configs call the width of the feed-forward part, heads, key-value heads and the size of a head.
-_CONFIG = {
+# What configs and modules call the width of the feed-forward part, heads, key-value heads and the size of a head.
+NAMES = {
     "width": [
         "intermediate_size",
         "n_inner",
@@ -143,7 +143,7 @@ def _own_sizes(module: nn.Module) -> dict[str, int]:
         found["out_channels"] = weight.shape[outward] * (module.groups if outward else 1)
         found["in_channels"] = weight.shape[inward] * (module.groups if inward else 1)
         return found
-    for attribute, (_, dim) in _SIZES.items():
+    for attribute, dim in _SIZES.items():
         if type(vars(module).get(attribute)) is int and dim < weight.ndim:
             found[attribute] = weight.shape[dim]
     return found
@@ -152,7 +152,7 @@ def _own_sizes(module: nn.Module) -> dict[str, int]:
 def _widths(model: nn.Module, graph: DependencyGraph, kept: Kept) -> Iterator[tuple[str, str, int]]:
     """What blocks call the width inside of them, which their code seldom reads again."""
     for name, module in model.named_modules():
-        for attribute in _CONFIG["width"]:
+        for attribute in NAMES["width"]:
             value = vars(module).get(attribute)
             if type(value) is not int:
                 continue
@@ -184,7 +184,7 @@ def _follow_config(before: nn.Module, after: nn.Module, graph: DependencyGraph, 
         return
     plain = [axis for traced in graph.recorder.names.values() for axis in traced.axes if find(axis).kind == "leaf"]
     splits = [axis for listed in graph.recorder.seen.values() for axis in listed]
-    for role, names in _CONFIG.items():
+    for role, names in NAMES.items():
         axes = [axis for axis in (plain if role == "width" else splits) if not _whole(axis)]
         for key in names:
             value = getattr(before.config, key, None)

@@ -16,7 +16,6 @@ from torch import Tensor
 from thrifty.core.method import Task
 from thrifty.core.run import pick_dtype
 from thrifty.core.seeding import generator
-from thrifty.data.tasks import arithmetic
 from thrifty.data.text import texts
 from thrifty.lm.load import load_lm
 from thrifty.shrink.base import Shrinker, shrink_with
@@ -24,10 +23,10 @@ from thrifty.shrink.baselines import CutUnits, Magnitude, SparseGPT, Wanda
 from thrifty.shrink.calibration import windows_of
 from thrifty.shrink.dsnot import DSnoT
 from thrifty.shrink.flap import FLAP
-from thrifty.shrink.measure import accuracy, latency, perplexity, removed, size
+from thrifty.shrink.measure import measured, removed
 from thrifty.shrink.small_decoder import Bytes, small_decoder, test_prose, train_prose
 
-MODEL = "smollm2-135m-instruct"
+MODEL, NEWS = "smollm2-135m-instruct", "bbc-news"
 METRICS = ("-perplexity", "accuracy", "removed", "-parameters", "-gflops", "-milliseconds", "-seconds")
 
 
@@ -64,20 +63,9 @@ class Problem:
 
 def scores(problem: Problem, model: Any, seconds: float) -> dict[str, float]:
     """How a model stands: perplexity on held-out text, right answers, what is gone, size and speed."""
-    context = problem.test.shape[1]
-    found = {"perplexity": perplexity(model, problem.test)}
-    if problem.problems:
-        task = arithmetic()
-        asked = task.problems(problem.problems, 0, "test")
-        found["accuracy"] = accuracy(model, problem.tokenizer, task, asked)
-    physical = size(model, context)
-    return found | {
-        "removed": removed(problem.model, model),
-        "parameters": physical["parameters"],
-        "gflops": physical["gflops"],
-        "milliseconds": latency(model, context),
-        "seconds": seconds,
-    }
+    found = measured(model, problem.test, problem.tokenizer, problem.problems)
+    del found["sparsity"]  # a share of what is left, while removed is one of the dense model
+    return found | {"removed": removed(problem.model, model), "seconds": seconds}
 
 
 def run_method(method: Any, problem: Problem) -> dict[str, float]:
@@ -119,7 +107,7 @@ def smollm2(
     """SmolLM2-135M-Instruct, calibrated on news articles and judged on others; each seed takes other windows."""
     del directory
     model, tokenizer = load_lm(MODEL, dtype=pick_dtype("auto", torch.device("cpu")))
-    news = texts("bbc-news")
+    news = texts(NEWS)
     draw = generator(seed, "shrink", "smollm2")
     if quick:
         windows, test, problems = 8, 8, min(problems, 8)
@@ -129,19 +117,33 @@ def smollm2(
     return Problem(model, calibration, valid, final, sparsity, tokenizer, problems)
 
 
-def baselines() -> dict[str, Callable[[Problem], Mapping[str, float]]]:
+def for_claim(seed: int, quick: bool, directory: Path, *, sparsity: float) -> Problem:
+    """What the claims on language models are measured on: SmolLM2 without questions, or the small decoder if quick."""
+    if quick:
+        return small(seed, quick, directory, sparsity=sparsity)
+    return smollm2(seed, quick, directory, sparsity=sparsity, windows=32, problems=0)
+
+
+Arms = dict[str, Callable[[Problem], Mapping[str, float]]]
+
+
+def arms_of(methods: Mapping[str, Shrinker]) -> Arms:
+    """What to compare: each method at the problem's sparsity, and the dense model."""
+    found: Arms = {name: partial(run_method, method) for name, method in methods.items()}
+    return found | {"dense": lambda problem: scores(problem, problem.model, 0.0)}
+
+
+def baselines() -> Arms:
     """What the room's methods for language models are compared with."""
-    methods: dict[str, Shrinker] = {
-        "magnitude": Magnitude(),
-        "wanda": Wanda(),
-        "sparsegpt": SparseGPT(),
-        "wanda-sp": CutUnits(),
-        "magnitude-sp": CutUnits(by="magnitude"),
-    }
-    found: dict[str, Callable[[Problem], Mapping[str, float]]] = {
-        "dense": lambda problem: scores(problem, problem.model, 0.0)
-    }
-    return found | {name: partial(run_method, method) for name, method in methods.items()}
+    return arms_of(
+        {
+            "magnitude": Magnitude(),
+            "wanda": Wanda(),
+            "sparsegpt": SparseGPT(),
+            "wanda-sp": CutUnits(),
+            "magnitude-sp": CutUnits(by="magnitude"),
+        }
+    )
 
 
 def _task(summary: str, prepare: Callable[[int, bool, Path], Problem], metrics: tuple[str, ...] = METRICS) -> Task:

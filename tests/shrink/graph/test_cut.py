@@ -89,6 +89,20 @@ def test_flops_of_a_convolution_and_a_linear_layer_by_hand() -> None:
     assert reads.index[1].tolist() == list(range(64, 128))
 
 
+def test_a_parameter_that_is_one_number_counts() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside, self.out, self.scale = nn.Linear(3, 4), nn.Linear(4, 2), nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.relu(self.inside(x))) * self.scale
+
+    graph = dependency_graph(Scaled(), torch.randn(5, 3))
+    assert graph.parameters() == 4 * 4 + 2 * 5 + 1
+    assert graph.parameters({"inside": [0, 1]}) == 2 * 4 + 2 * 3 + 1
+
+
 def test_the_groups_of_the_small_residual_network_on_the_card() -> None:
     class Small(nn.Module):
         def __init__(self) -> None:

@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 from thrifty.align.base import Objective, Training
 from thrifty.align.diversity import spoken
 from thrifty.align.settings.base import best, budget, examples, split, taught
-from thrifty.align.settings.decoders import small_decoder
 from thrifty.align.sft import SFT
 from thrifty.core.seeding import derive_seed
 from thrifty.core.threads import one_thread
 from thrifty.lm.sample import sample
 from thrifty.lm.sequences import Sequences
+from thrifty.lm.small import small_decoder
 
 PLUS, EQUALS, END, JUNK = 10, 11, 12, 13
 LARGEST = 19

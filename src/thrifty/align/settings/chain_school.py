@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +18,13 @@ import torch
 from thrifty.align.asking import Asker, Record, Sampling
 from thrifty.align.base import Training
 from thrifty.align.dpo import DPO
-from thrifty.align.grpo import GRPO
 from thrifty.align.job import as_record
+from thrifty.align.light_r1 import LightR1
 from thrifty.align.light_r1_data import Curriculum, curriculum, rates, semi_on_policy_pairs, verified
+from thrifty.align.light_r1_stages import grpo
 from thrifty.align.settings.base import best, budget, taught
-from thrifty.align.settings.decoders import decoder_for
-from thrifty.align.settings.tokenizers import character_tokenizer
 from thrifty.align.sft import SFT
+from thrifty.core.errors import RunError
 from thrifty.core.seeding import derive_seed
 from thrifty.core.threads import one_thread
 from thrifty.data.chains import Chains, operations
@@ -32,6 +32,7 @@ from thrifty.data.tasks import Problem
 from thrifty.lm.logps import sequence_logps, token_logps
 from thrifty.lm.records import from_records
 from thrifty.lm.sequences import Sequences
+from thrifty.lm.small import character_tokenizer, decoder_for
 from thrifty.reward.lengths import cosine_length
 from thrifty.reward.verifiers import task_reward
 from thrifty.select.rank import difficulty_band
@@ -40,10 +41,14 @@ CHAINS = Chains(least=1, most=6, largest=4, style="short")
 HARD = 5
 """Operations from which on a held-out chain counts as hard."""
 LONGEST, SLIPS, TEACHER_SAMPLES = 24, 0.06, 4
-FIRST, SECOND, PREFERENCE, REINFORCEMENT = 400, 100, 60, 40
+FIRST, SECOND, PREFERENCE, REINFORCEMENT = 400, 100, 60, 100
 """Optimizer steps of the stages, the same whatever the data are."""
-RATES = (3e-4, 1e-3, 3e-3)
-PREFERENCE_RATES = (3e-5, 1e-4, 3e-4)
+PROMPTS = 64
+"""In a rollout, with eight answers each: from 16, what the updates are made of is mostly noise."""
+RATES = (1e-3, 3e-3)
+PREFERENCE_RATES = (1e-4, 3e-4)
+METHOD = LightR1()
+"""The recipe at its defaults."""
 Band = Literal["band", "all"]
 
 
@@ -73,7 +78,7 @@ class School:
     weak: Any
     data: Curriculum
     second: Any
-    pairs: Sequences | None
+    pairs: Sequences
     development: Sequence[Record]
     unseen: Sequence[Record]
     directory: Path
@@ -108,19 +113,22 @@ def prepare(seed: int, quick: bool, directory: Path) -> School:
     taught(weak, SFT(), data, _budget(2e-3, 10 if quick else 150, len(data)), directory / "weak", seed)
     own = verified(questions, _answers(weak, tokenizer, questions, 4, derive_seed(seed, "weak")), reward)
     found = curriculum(
-        questions, rates(own), answers, verified(questions, answers, reward), weak_rate=0.75, teacher_rate=0.8,
-        seed=seed,
+        questions, rates(own), answers, verified(questions, answers, reward), weak_rate=METHOD.weak_rate,
+        teacher_rate=METHOD.teacher_rate, seed=seed,
     )  # fmt: skip
+    if not found.second:
+        raise RunError("no chain is hard for the teacher: there is no second stage")
     held_out = [p for p in CHAINS.problems(100 if quick else 900, derive_seed(seed, "test"), "test") if is_hard(p)]
     hard = [as_record(problem) for problem in held_out]
     cut = len(hard) // 3
-    school = School(tokenizer, weak, found, weak, None, hard[:cut], hard[cut:], directory, seed, quick)
+    school = School(tokenizer, weak, found, weak, data, hard[:cut], hard[cut:], directory, seed, quick)
     second = supervised(school, "curriculum")
     asked = found.questions[: 60 if quick else 400]
     mine = _answers(second, tokenizer, asked, 4, derive_seed(seed, "pairs"))
     pairs = semi_on_policy_pairs(asked, mine, verified(asked, mine, reward), seed)
-    rows = from_records(pairs, tokenizer) if pairs else None
-    return School(tokenizer, weak, found, second, rows, hard[:cut], hard[cut:], directory, seed, quick)
+    if not pairs:
+        raise RunError("the decoder is never wrong where the teacher is right: there are no pairs")
+    return replace(school, second=second, pairs=from_records(pairs, tokenizer))
 
 
 def is_hard(problem: Problem) -> bool:
@@ -141,15 +149,12 @@ def scores(model: Any, school: School, rows: Sequence[Record] | None = None) -> 
     return {
         "accuracy": float(answers["reward"].mean()),
         "length": length,
-        "chosen log-probability": _chosen(model, school),
     }
 
 
 @torch.no_grad()
 def _chosen(model: Any, school: School) -> float:
     """Mean log-probability of a pair's chosen answer, a sum over its tokens."""
-    if school.pairs is None:
-        return 0.0
     won = school.pairs.select(slice(0, None, 2))
     return float(sequence_logps(token_logps(model, won), won.response_mask, "sum").mean())
 
@@ -165,7 +170,7 @@ def _best(school: School, learn: Any, given: Sequence[float]) -> Any:
 
 def supervised(school: School, order: Literal["curriculum", "shuffled", "hard only", "first"]) -> Any:
     """The weak decoder after as many steps in one of several orders."""
-    first, second = school.data.first, school.data.second or school.data.first[:4]
+    first, second = school.data.first, school.data.second
     steps = [10, 5] if school.quick else [FIRST, SECOND]
     parts = {
         "curriculum": [(first, steps[0], 1.0), (second, steps[1], 0.2)],
@@ -187,14 +192,11 @@ def supervised(school: School, order: Literal["curriculum", "shuffled", "hard on
 
 def preferred(school: School, kind: Literal["nca", "dpo"]) -> Any:
     """The decoder after the curriculum and a preference loss on its semi-on-policy pairs."""
-    if school.pairs is None:
-        return school.second
-    pairs = school.pairs
 
     def learn(rate: float) -> Any:
-        model, objective = copy.deepcopy(school.second), DPO(kind=kind, beta=0.3)
-        own = _budget(rate, 2 if school.quick else PREFERENCE, len(pairs), 32)
-        return taught(model, objective, pairs, own, school.directory / f"{kind} {rate:g}", school.seed)
+        model, objective = copy.deepcopy(school.second), DPO(kind=kind, beta=METHOD.preference_beta)
+        own = _budget(rate, 2 if school.quick else PREFERENCE, len(school.pairs), 32)
+        return taught(model, objective, school.pairs, own, school.directory / f"{kind} {rate:g}", school.seed)
 
     return _best(school, learn, PREFERENCE_RATES)
 
@@ -204,17 +206,21 @@ def reinforced(school: School, prompts: Band) -> Any:
     asked: Sequence[Record] = school.data.questions
     if prompts == "band":
         own = verified(asked, _answers(school.second, school.tokenizer, asked, 8, school.seed), reward)
-        inside = difficulty_band(rates(own)).nonzero()[:, 0].tolist()
-        asked = [asked[at] for at in inside] or asked
+        asked = [asked[at] for at in difficulty_band(rates(own), *METHOD.band).nonzero()[:, 0].tolist()]
+        if not asked:
+            raise RunError("no chain is solved some of the time: the band is empty")
     rows = [{name: row[name] for name in ("prompt", "answer", "id")} for row in asked]
-    worth = cosine_length(reward, LONGEST, most=0.75)
+    worth = cosine_length(
+        reward, LONGEST, right=METHOD.right_reward, wrong=METHOD.wrong_reward, most=METHOD.shortening_limit
+    )
 
     def learn(rate: float) -> Any:
         model, rollouts = copy.deepcopy(school.second), 2 if school.quick else REINFORCEMENT
-        sampling = Sampling(samples=8, prompts_per_rollout=min(16, len(rows)), max_new_tokens=LONGEST)
-        training = Training(learning_rate=rate, micro_batch_size=128, epochs=rollouts * 16 / len(rows))
+        prompts_each = min(PROMPTS, len(rows))
+        sampling = Sampling(samples=8, prompts_per_rollout=prompts_each, max_new_tokens=LONGEST)
+        training = Training(learning_rate=rate, micro_batch_size=512, epochs=rollouts * prompts_each / len(rows))
         return taught(
-            model, GRPO(dual_clip=3.0, kl_coefficient=1e-3), rows, training,
+            model, grpo(METHOD), rows, training,
             school.directory / f"grpo {prompts} {rate:g}", school.seed,
             tokenizer=school.tokenizer, reward=worth, sampling=sampling,
         )  # fmt: skip
@@ -227,6 +233,7 @@ def measured(make: Any, *given: Any) -> Any:
 
     @one_thread()
     def arm(school: School) -> Mapping[str, float]:
-        return scores(make(school, *given), school)
+        model = make(school, *given)
+        return {**scores(model, school), "chosen log-probability": _chosen(model, school)}
 
     return arm

@@ -24,20 +24,21 @@ from thrifty.align.ppo import PPO
 from thrifty.align.preference import Kind
 from thrifty.align.reference import Reference
 from thrifty.align.settings.base import best, budget, split, taught
-from thrifty.align.settings.decoders import decoder_for
-from thrifty.align.settings.tokenizers import character_tokenizer
 from thrifty.align.sft import SFT
 from thrifty.core.seeding import derive_seed, generator
 from thrifty.core.threads import one_thread
 from thrifty.lm.records import from_records
 from thrifty.lm.sequences import Sequences
+from thrifty.lm.small import character_tokenizer, decoder_for
 
 MARK, LARGEST, MOST_MARKS, WRONG = "!", 39, 4, 0.3
 LONGEST, LIMIT = 12, 6
 """Tokens of an answer, and of one that is rewarded: longer ones are cut off."""
 LONGER = 0.8
 RATES = (1e-4, 3e-4, 1e-3)
-"""Every arm picks one of these by its accuracy on development sums."""
+PREFERENCE_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+SUPERVISED_RATES = (1e-3, 2e-3, 4e-3)
+"""Every stage picks one of its own by its accuracy on development sums."""
 BETAS: Mapping[str, float] = {"dpo-norm": 5.0, "dpo": 0.1}
 
 
@@ -89,13 +90,20 @@ def prepare(seed: int, quick: bool, directory: Path) -> Setting:
     sums = [{"prompt": f"{a:02d}+{b:02d}=", "answer": str(a + b)} for a, b in numbers]
     development, unseen, known = split(sums, draw, 60, 100)
     tokenizer = character_tokenizer(f"0123456789+={MARK}")
-    decoder = decoder_for(tokenizer)
+    fresh = decoder_for(tokenizer)
     data = from_records([{**row, "completion": _noisy(row, draw)} for row in known], tokenizer)
-    lessons = budget(2e-3, 2 if quick else 30, schedule="cosine", warmup_ratio=0.05)
-    taught(decoder, SFT(), data, lessons, directory / "supervised", seed)
+
+    def learn(rate: float) -> Any:
+        lessons = budget(rate, 2 if quick else 30, schedule="cosine", warmup_ratio=0.05)
+        return taught(copy.deepcopy(fresh), SFT(), data, lessons, directory / f"supervised {rate:g}", seed)
+
+    def solved(model: Any) -> float:
+        return _share_right(model, tokenizer, development, seed)
+
+    decoder = best(SUPERVISED_RATES[1:2] if quick else SUPERVISED_RATES, learn, solved)[1]
     asked = known[: 60 if quick else 300]
     pairs = from_records(_pairs(decoder, tokenizer, asked, LONGER, seed), tokenizer)
-    held_out = from_records(_pairs(decoder, tokenizer, development, 0.5, seed), tokenizer)
+    held_out = from_records(_pairs(decoder, tokenizer, unseen, 0.5, seed), tokenizer)
     value = taught(ValueModel.of(decoder), RewardModelling(), pairs, _budget(3e-4, 4), directory / "reward model", seed)
     setting = Setting(
         tokenizer, decoder, decoder, value, pairs, held_out, known, development, unseen, directory, seed, quick
@@ -138,19 +146,23 @@ def _budget(rate: float, epochs: float) -> Training:
     return budget(rate, epochs, schedule="linear", warmup_ratio=0.1)
 
 
-def answers_to(model: Any, setting: Setting, rows: Sequence[Record], longest: int = LONGEST) -> Sequences:
+def answers_to(model: Any, tokenizer: Any, rows: Sequence[Record], seed: int, longest: int = LONGEST) -> Sequences:
     """Sixteen answers to each sum at temperature 1, with ``reward`` and ``finished``."""
     sampling = Sampling(samples=16, max_new_tokens=longest)
-    return Asker(model, setting.tokenizer, right, sampling).ask(rows, derive_seed(setting.seed, "answers", len(rows)))
+    return Asker(model, tokenizer, right, sampling).ask(rows, derive_seed(seed, "answers", len(rows)))
 
 
-def _best(setting: Setting, learn: Any) -> Any:
+def _share_right(model: Any, tokenizer: Any, rows: Sequence[Record], seed: int) -> float:
+    return float(answers_to(model, tokenizer, rows, seed)["reward"].mean())
+
+
+def _best(setting: Setting, learn: Any, given: Sequence[float]) -> Any:
     """The decoder of the learning rate that is best on development sums."""
 
     def found(model: Any) -> float:
-        return float(answers_to(model, setting, setting.development)["reward"].mean())
+        return _share_right(model, setting.tokenizer, setting.development, setting.seed)
 
-    return best(RATES[:1] if setting.quick else RATES, learn, found)[1]
+    return best(given[:1] if setting.quick else given, learn, found)[1]
 
 
 def chosen(setting: Setting, kind: Kind) -> Any:
@@ -161,7 +173,7 @@ def chosen(setting: Setting, kind: Kind) -> Any:
         where = setting.directory / f"{kind} {rate:g}"
         return taught(model, objective, setting.pairs, _budget(rate, 8), where, setting.seed)
 
-    return _best(setting, learn)
+    return _best(setting, learn, PREFERENCE_RATES)
 
 
 def reinforced(setting: Setting, penalty: float | None) -> Any:
@@ -177,12 +189,14 @@ def reinforced(setting: Setting, penalty: float | None) -> Any:
             tokenizer=setting.tokenizer, reward=right, sampling=sampling,
         )  # fmt: skip
 
-    return _best(setting, learn)
+    return _best(setting, learn, RATES)
 
 
 def scores(model: Any, setting: Setting, kind: Kind = "dpo-norm") -> Mapping[str, float]:
     """Accuracy and length on unseen sums, how many answers end within the limit, and what pairs are ordered rightly."""
-    free, limited = (answers_to(model, setting, setting.unseen, longest) for longest in (LONGEST, LIMIT))
+    free, limited = (
+        answers_to(model, setting.tokenizer, setting.unseen, setting.seed, longest) for longest in (LONGEST, LIMIT)
+    )
     data = setting.held_out.with_columns(reference_logps=Reference(setting.supervised).logps(setting.held_out))
     found = DPO(kind=kind, beta=BETAS[kind]).loss(model, data, data)
     return {
@@ -194,8 +208,8 @@ def scores(model: Any, setting: Setting, kind: Kind = "dpo-norm") -> Mapping[str
 
 
 def supervised_arm(setting: Setting) -> Mapping[str, float]:
-    """The decoder before preference tuning, which prefers neither answer of a pair to the other: half are right."""
-    return {**scores(setting.supervised, setting), "preference accuracy": 0.5}
+    """The decoder before preference tuning, which is what preferences are measured against."""
+    return {name: value for name, value in scores(setting.supervised, setting).items() if name != "preference accuracy"}
 
 
 def preference_arm(kind: Kind, setting: Setting) -> Mapping[str, float]:

@@ -16,13 +16,13 @@ from transformers import PreTrainedModel
 
 from thrifty.align.diversity import distinct_n, spoken
 from thrifty.align.settings.base import budget, examples, taught
-from thrifty.align.settings.decoders import small_decoder
 from thrifty.align.sft import SFT
 from thrifty.core.seeding import derive_seed
 from thrifty.core.threads import one_thread
 from thrifty.lm.logps import token_logps
 from thrifty.lm.sample import sample
 from thrifty.lm.sequences import Sequences
+from thrifty.lm.small import small_decoder
 
 TOPICS = ("film", "book", "hotel", "phone", "play", "train", "meal", "coat", "course", "song", "garden", "lamp")
 ASPECTS = ("start", "end", "sound", "look", "price", "size", "staff", "plot", "view", "feel", "taste", "speed")

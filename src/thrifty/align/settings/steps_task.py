@@ -28,7 +28,6 @@ from thrifty.align.base import Objective, Training
 from thrifty.align.diversity import spoken
 from thrifty.align.process_worth import ProcessWorth
 from thrifty.align.settings.base import best, budget, examples, taught
-from thrifty.align.settings.decoders import small_decoder
 from thrifty.align.settings.sum_chains import (
     ANSWER,
     BASE,
@@ -49,9 +48,10 @@ from thrifty.core.seeding import derive_seed, generator
 from thrifty.core.threads import one_thread
 from thrifty.lm.sample import sample
 from thrifty.lm.sequences import Sequences
+from thrifty.lm.small import small_decoder
 from thrifty.reward.steps import StepRewards
 
-LEARNING_RATES = (3e-4, 1e-3)
+LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 """Every arm picks one of these by what it solves of the validation prompts."""
 WRONG, FILLING = 0.2, 0.15
 """In the examples, the chance that a step is wrong, and that it is said once more."""
@@ -227,7 +227,7 @@ def measure(
 @one_thread()
 def untrained(setting: Chains) -> Mapping[str, float]:
     """What the decoder solves before reinforcement learning."""
-    return scores(setting.base, setting.test, derive_seed(setting.seed, "test")) | {"learning rate": 0.0}
+    return scores(setting.base, setting.test, derive_seed(setting.seed, "test"))
 
 
 @one_thread()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from thrifty.align.settings.tokenizers import word_tokenizer
+from thrifty.lm.small import dialogue_tokenizer
 
 LARGEST = 99
 _WORDS = ("User:", "Assistant:", "GPT4", "GPT3", "+", "=", "so", "um", "maybe")
@@ -17,7 +17,7 @@ _WORDS = ("User:", "Assistant:", "GPT4", "GPT3", "+", "=", "so", "um", "maybe")
 
 def sums_tokenizer() -> Any:
     """A tokenizer whose words are numbers up to 99 and what is said around them."""
-    return word_tokenizer([*_WORDS, *map(str, range(LARGEST + 1))])
+    return dialogue_tokenizer([*_WORDS, *map(str, range(LARGEST + 1))])
 
 
 def asked(problem: Sequence[int]) -> str:

@@ -56,9 +56,7 @@ def dependency_graph(model: nn.Module, *args: Any, skip: Sequence[str] = (), **k
         if all(one.buffer or one.name in unused for one in entry.slices):
             entry.why = entry.why or "the model does not use it for such an input"
     groups, axes = _named(table)
-    graph = DependencyGraph(groups, tuple(recorder.unknown), unused, recorder, (args, dict(kwargs)), axes)
-    graph._parameters = parameters
-    return graph
+    return DependencyGraph(groups, tuple(recorder.unknown), unused, recorder, (args, dict(kwargs)), axes, parameters)
 
 
 class _Entry:

@@ -125,6 +125,10 @@ class DependencyGraph:
         What the trace found.
     example
         The positional and keyword arguments that the model was traced with.
+    axes
+        Of each group's units, by its name.
+    learnable
+        Names of the parameters, as apart from buffers.
     """
 
     groups: tuple[Group, ...]
@@ -132,7 +136,8 @@ class DependencyGraph:
     unused: tuple[str, ...]
     recorder: Recorder
     example: tuple[tuple[Any, ...], dict[str, Any]]
-    axes: dict[str, Axis] = field(repr=False, default_factory=dict)
+    axes: dict[str, Axis] = field(repr=False)
+    learnable: frozenset[str]
 
     def __getitem__(self, name: str) -> Group:
         for group in self.groups:
@@ -169,16 +174,8 @@ class DependencyGraph:
     def parameters(self, keep: Keep | None = None) -> int:
         """How many numbers the parameters hold, shared ones once; buffers don't count."""
         kept = Kept(self, keep or {})
-        total = 0
-        for name, traced in self.recorder.names.items():
-            if any(origin is not None for origin in traced.origin) and name in self._parameters:
-                count = 1
-                for axis in traced.axes:
-                    count *= kept.size(axis)
-                total += count
-        return total
-
-    _parameters: frozenset[str] = frozenset()
+        names = self.recorder.names
+        return sum(prod(kept.size(axis) for axis in names[name].axes) for name in names if name in self.learnable)
 
 
 class Kept:

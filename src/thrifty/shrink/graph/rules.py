@@ -14,8 +14,6 @@ from thrifty.shrink.graph.recorder import Recorder, Rule
 from thrifty.shrink.graph.space import SPACE, SPATIAL
 from thrifty.shrink.graph.traced import Traced
 
-__all__ = ["RULES", "pointwise", "unknown"]
-
 
 def matmul(recorder: Recorder, func: Any, args: Any, kwargs: Any, outs: Sequence[Traced]) -> None:  # noqa: ARG001
     """Products of matrices, of batches of them, and with a bias added."""

@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from thrifty.core.errors import InputError
 from thrifty.shrink.graph.axes import Axis, freeze, unify
-from thrifty.shrink.graph.recorder import Recorder, Rule
-from thrifty.shrink.graph.rules import RULES, pointwise, unknown
+from thrifty.shrink.graph.pointwise import pointwise, unknown
+from thrifty.shrink.graph.recorder import Recorder
+from thrifty.shrink.graph.rules import RULES
 from thrifty.shrink.graph.traced import Origin, Traced, held_among, hold, release
 
 
@@ -62,7 +63,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
                 axis.why = "it is the model's input"
     _freeze_what_computes_its_own_sizes(model, recorder)
     args, kwargs = tree_map(lambda v: recorder.known.get(id(v), v), (args, dict(kwargs)))
-    with _prepared(model, recorder), torch.no_grad(), _Dispatch(recorder, RULES, pointwise, unknown), _Sizes(recorder):
+    with _prepared(model, recorder), torch.no_grad(), _Dispatch(recorder), _Sizes(recorder):
         try:
             output = model(*args, **kwargs)
         except InputError:
@@ -167,9 +168,9 @@ class _Sizes(TorchFunctionMode):
 class _Dispatch(TorchDispatchMode):
     """Runs each operation on shapes alone, and applies its rule."""
 
-    def __init__(self, recorder: Recorder, rules: Mapping[Any, Rule], pointwise: Rule, unknown: Rule) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         super().__init__()
-        self.recorder, self.rules, self.pointwise, self.unknown = recorder, rules, pointwise, unknown
+        self.recorder = recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -197,9 +198,7 @@ class _Dispatch(TorchDispatchMode):
         else:
             outs = _mapped(results, lambda value: Traced(value, device))
         listed = [value for value in _flat(outs) if type(value) is Traced]
-        rule = self.rules.get(packet)
-        if rule is None:
-            rule = self.pointwise if torch.Tag.pointwise in func.tags else self.unknown
+        rule = RULES.get(packet) or (pointwise if torch.Tag.pointwise in func.tags else unknown)
         rule(recorder, func, args, kwargs, listed)
         recorder.nodes.append((str(packet), recorder.module, [list(value.axes) for value in listed]))
         return outs
