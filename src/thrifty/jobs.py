@@ -34,6 +34,11 @@ def run(argv: Sequence[str]) -> None:
     options: RunOptions = parsed.options
     if processes.world() > 1 and not room.parallel:
         raise InputError(f"{paper_id} runs in one process: start it without torchrun")
+    if sampling := getattr(parsed.inputs, "sampling_processes", 0):
+        from thrifty.lm.remote import sampling_processes
+
+        if sampling_processes(sampling, pick_device(options.device)):
+            return
     processes.connect(pick_device(options.device))
     config = {
         "command": "run",

@@ -13,6 +13,7 @@ from thrifty.core import processes
 from thrifty.core.errors import InputError
 from thrifty.core.sharding import gathered
 from thrifty.lm.draw import Draw
+from thrifty.lm.remote import RemoteSampler, sampler_apart
 from thrifty.lm.sampler import ModelSampler, Request, Sampler
 from thrifty.lm.sequences import Sequences
 from thrifty.reward.base import score, shared_columns
@@ -135,14 +136,14 @@ class Asker:
     sampling
         How to sample.
     sampler
-        What samples; this process's model when ``None``.
+        What samples; when ``None`` the job's sampling processes where it has some, else this process's model.
     """
 
     def __init__(
         self, model: Any, tokenizer: Any, reward: Reward, sampling: Sampling, sampler: Sampler | None = None
     ) -> None:
         self.model, self.tokenizer, self.reward, self.sampling = model, tokenizer, reward, sampling
-        self.sampler = sampler or ModelSampler(model, tokenizer)
+        self.sampler = sampler or sampler_apart(model, tokenizer) or ModelSampler(model, tokenizer)
 
     def ask(self, records: Sequence[Record], seed: int) -> Sequences:
         """``samples`` answers to each prompt, in order, on the CPU.
@@ -166,6 +167,8 @@ class Asker:
             When the reward function fails, or returns the wrong number of scores or one that is not finite.
         """
         rank, world = processes.rank(), processes.world()
+        if isinstance(self.sampler, RemoteSampler):
+            rank, world = (0, 1) if processes.is_main() else (len(records), 1)  # the main process asks for all
         mine = range(rank, len(records), world)
         parts: list[Sequences] = []
         with gathered(self.model):

@@ -80,6 +80,8 @@ class Inputs:
         Answers in one forward pass; the method's own by default.
     epochs
         Passes over the data, for each round; the method's own by default.
+    sampling_processes
+        Of the processes that ``torchrun`` started, how many sample answers and do nothing else.
     """
 
     model: str = "smollm2-135m-instruct"
@@ -102,6 +104,7 @@ class Inputs:
     batch_size: int | None = None
     micro_batch_size: int | None = None
     epochs: float | None = None
+    sampling_processes: int = 0
 
 
 class Job:

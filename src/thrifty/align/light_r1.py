@@ -168,6 +168,10 @@ class LightR1:
         alone = stages and self.earlier is not None
         before = ("start", *STAGES)[list(STAGES).index(stages[0])] if alone else "start"
         start_from(job, self.earlier, before)
+        if job.inputs.data is None and job.inputs.task not in (None, EMBEDDED.name):
+            raise InputError(
+                f"the embedded questions are {EMBEDDED.name}, not {job.inputs.task}: give --data with --task"
+            )
         task = EMBEDDED if job.inputs.data is None else job.task
         reward = by_row(task_reward(task)) if job.inputs.data is None and task else judged_by(job, embedded=False)
         evaluation = self._evaluation(job, task, reward)

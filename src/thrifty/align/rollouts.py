@@ -15,6 +15,7 @@ from thrifty.align.credit import equal_groups
 from thrifty.align.reference import Reference, column_of_logps
 from thrifty.core.loop import Shuffled
 from thrifty.core.seeding import derive_seed
+from thrifty.lm.remote import RemoteSampler
 from thrifty.lm.sampler import ModelSampler
 from thrifty.lm.sequences import Sequences
 
@@ -140,7 +141,7 @@ class Rollouts:
             answers = answers.with_columns(values=column_of_logps(self.critic, answers, self.device))
         self.metrics = _metrics(answers)
         sampling, prepared = self.asker.sampling, self.objective.prepare(answers)
-        if sampling.updates_per_rollout == 1 and isinstance(self.asker.sampler, ModelSampler):
+        if sampling.updates_per_rollout == 1 and isinstance(self.asker.sampler, (ModelSampler, RemoteSampler)):
             # On-policy, the policy is its own behaviour: ratios are 1, not off by the rounding of two ways to compute.
             prepared = prepared.without_columns("behaviour_logps")
         return prepared

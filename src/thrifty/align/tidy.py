@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,9 +139,11 @@ def cut_at(answers: Sequences, tokenizer: Any, marker: str) -> tuple[Sequences, 
         places = spoke[row].nonzero()[:, 0]
         wanted = len(text[:at].rstrip())
         said = ids[row, places].tolist()
-        lengths = [len(tokenizer.decode(said[:n], skip_special_tokens=True)) for n in range(len(said))]
-        kept = max(n for n, length in enumerate(lengths) if length <= wanted)
-        end = int(places[kept])
+
+        def length(tokens: int, said: list[int] = said) -> int:
+            return len(tokenizer.decode(said[:tokens], skip_special_tokens=True))
+
+        end = int(places[bisect_right(range(len(said)), wanted, key=length) - 1])
         ids[row, end] = tokenizer.eos_token_id
         real[row, end + 1 :] = False
         spoke[row, end + 1 :] = False

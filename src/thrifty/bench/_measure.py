@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from thrifty.core.errors import RunError
 
 
 def row(
@@ -88,10 +91,14 @@ def peak_in_fresh_process(module: str, *arguments: str) -> float:
 
     Raises
     ------
+    RunError
+        When the process is killed, as happens where memory runs out.
     RuntimeError
-        When the process fails; the end of what it said is in the message.
+        When it fails; the end of what it said is in the message.
     """
     done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode == -signal.SIGKILL:
+        raise RunError(f"{module} {' '.join(arguments)} was killed: there was not enough memory for it")
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(arguments)} failed: {done.stderr.strip()[-2000:]}")
     return float(json.loads(done.stdout.strip().splitlines()[-1]))

@@ -66,11 +66,14 @@ class ModelSampler:
         As for :func:`thrifty.lm.sample.sample`.
     batch_size
         Rows decoded at once; None chooses.
+    stop_ids
+        As for :func:`thrifty.lm.sample.sample`.
     """
 
     model: Any
     tokenizer: Any
     batch_size: int | None = None
+    stop_ids: Iterable[int] | None = None
 
     def sample(self, prompts: Sequence[Prompt], request: Request) -> Sequences:
         """See :class:`Sampler`."""
@@ -85,6 +88,7 @@ class ModelSampler:
             top_k=draw.top_k,
             top_p=draw.top_p,
             greedy=draw.greedy,
+            stop_ids=self.stop_ids,
             generator=request.seed,
             batch_size=self.batch_size,
             numbering=request.numbering,
