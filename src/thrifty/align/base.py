@@ -68,6 +68,9 @@ class Training:
         Decay of AdamW's two averages.
     epsilon
         AdamW's.
+    activation_gib
+        GiB that the activations of a forward pass may take; what is beyond is computed again in the backward pass, so
+        more is faster. By default 0.875 on a CPU and half of the free memory on a GPU.
     """
 
     optimizer: Literal["adamw", "adafactor"] = "adamw"
@@ -83,8 +86,11 @@ class Training:
     final_ratio: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
+    activation_gib: float | None = None
 
     def __post_init__(self) -> None:
+        if self.activation_gib is not None and not self.activation_gib > 0:
+            raise InputError(f"activation_gib must be above 0, not {self.activation_gib:g}")
         for name in ("learning_rate", "batch_size", "micro_batch_size", "epochs", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, not {getattr(self, name):g}")

@@ -70,6 +70,8 @@ class Inputs:
         Train only so many of the last layers, which takes less time and memory; all by default.
     gradient_checkpointing
         Keep no activations of a layer for the backward pass but its input: less memory, a third more time.
+    activation_gib
+        GiB for the activations of a forward pass; more is faster, as less is computed again in the backward pass.
     optimizer
         ``adamw`` or ``adafactor``; the method's own by default.
     learning_rate
@@ -99,6 +101,7 @@ class Inputs:
     lora_rank: int | None = None
     trainable_layers: int | None = None
     gradient_checkpointing: bool = False
+    activation_gib: float | None = None
     optimizer: Literal["adamw", "adafactor"] | None = None
     learning_rate: float | None = 1e-5
     batch_size: int | None = None

@@ -15,6 +15,7 @@ from thrifty.core import processes
 from thrifty.core.errors import InputError
 from thrifty.core.loop import Loss, Shuffled, Stateful, fit
 from thrifty.core.run import Run
+from thrifty.lm.memory import activations_of
 from thrifty.lm.sequences import Sequences
 
 
@@ -110,11 +111,12 @@ def learn(
     def loss(net: nn.Module, given: tuple[Sequences, Sequences, float]) -> Loss:
         part, whole, counts = given
         part = part.to(run.device)
-        if isinstance(net, ActorCritic):
-            found, valued = objective.loss(net.policy, part, whole), objective.value_loss(net.critic, part, whole)
-            found = Loss(found.value + valued.value, {**found.metrics, **valued.metrics})
-        else:
-            found = objective.loss(net, part, whole)
+        with activations_of(training.activation_gib):
+            if isinstance(net, ActorCritic):
+                found, valued = objective.loss(net.policy, part, whole), objective.value_loss(net.critic, part, whole)
+                found = Loss(found.value + valued.value, {**found.metrics, **valued.metrics})
+            else:
+                found = objective.loss(net, part, whole)
         return Loss(found.value * counts, {**found.metrics, **source.metrics})
 
     rate = objective.value_learning_rate

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from thrifty.lm.backbone import unwrapped
 
 _CPU_BYTES = 7 * 2**27
 _FREE_SHARE = 0.5  # of a GPU's free memory
+_limit: ContextVar[int | None] = ContextVar("activation limit", default=None)
 
 # What a decoder layer keeps per token for its backward pass, in numbers of the weights' dtype: the
 # normalisations' float32 copies, queries, keys, values and sums along the hidden width; gate, activation,
@@ -18,6 +21,22 @@ _FREE_SHARE = 0.5  # of a GPU's free memory
 _PER_HIDDEN, _PER_INNER = 12, 6
 # The same for layers run by hand (:mod:`thrifty.lm.lean`), which keep neither float32 copies nor activations.
 _LEAN_PER_HIDDEN, _LEAN_PER_INNER = 8, 2
+
+
+@contextmanager
+def activations_of(gib: float | None) -> Iterator[None]:
+    """Within it, layers whose activations take more are run again in the backward pass.
+
+    Parameters
+    ----------
+    gib
+        GiB; ``None`` leaves it at what :func:`activation_tokens` takes by itself.
+    """
+    token = _limit.set(_limit.get() if gib is None else int(gib * 2**30))
+    try:
+        yield
+    finally:
+        _limit.reset(token)
 
 
 def activation_tokens(model: Any, limit: int | None, device: torch.device, *, lean: bool = False) -> int:
@@ -28,12 +47,13 @@ def activation_tokens(model: Any, limit: int | None, device: torch.device, *, le
     model
         A causal language model; its size is read from its config and the dtype of its weights.
     limit
-        Bytes; None is 0.875 GiB on a CPU and half of the free memory on a GPU.
+        Bytes; None is what :func:`activations_of` says, else 0.875 GiB on a CPU and half of the free memory on a GPU.
     device
         Where the model is.
     lean
         Whether its layers are run by hand.
     """
+    limit = _limit.get() if limit is None else limit
     if limit is None:
         limit = _CPU_BYTES
         if device.type == "cuda":

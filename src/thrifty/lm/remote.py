@@ -14,7 +14,7 @@ weights before each rollout (broadcast), deals the prompts out to them, and hand
 from __future__ import annotations
 
 import atexit
-import functools
+import gc
 import importlib
 import json
 import logging
@@ -26,7 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.distributed as dist
+import torch.distributed
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -40,6 +40,7 @@ from thrifty.lm.sampler import ModelSampler, Request, merged_adapters, named_wei
 from thrifty.lm.sequences import Sequences
 
 _log = logging.getLogger("thrifty")
+_dist: Any = torch.distributed  # whose stores and groups are not typed
 _PATIENCE = timedelta(days=1)
 _MAIN = 0  # of the link: the main training process; the sampling ones follow
 
@@ -55,9 +56,14 @@ class Link:
         0 for the main training process, 1 … for the sampling ones; how many they are together.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+    def __init__(self, store: Any, rank: int, size: int) -> None:
         self.rank, self.samplers, self.used = rank, size - 1, False
-        self._group = dist.ProcessGroupGloo(dist.PrefixStore("samplers", store), rank, size, _PATIENCE)
+        self._group = _dist.ProcessGroupGloo(_dist.PrefixStore("samplers", store), rank, size, _PATIENCE)
+
+    def close(self) -> None:
+        """Ends the exchange's threads, which must not outlive the interpreter: see :mod:`thrifty.core.processes`."""
+        self._group = None
+        gc.collect()
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Gives a tensor of the main process to all others, in place."""
@@ -153,6 +159,7 @@ def sampling_processes(count: int, device: torch.device | str = "cpu") -> bool:
     if rank >= trains:
         assert link is not None
         _serve(link, _own(torch.device(device)))
+        link.close()
         return True
     os.environ["WORLD_SIZE"] = str(trains)
     _apart = _Apart(link)
@@ -204,9 +211,14 @@ class RemoteSampler:
         pad, end = (getattr(self.tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
         asked = {"ids": ids, "stop": sorted(self._stop), "pad": pad, "end": end, "request": asdict(request)}
         self.link.announce({"do": "sample"} | asked)
-        parts = [Sequences(*(t.pop(name) for name in _MASKS), t) for t in self.link.replies() if t]
+        parts = [_sequences(tensors) for tensors in self.link.replies() if tensors]
         found = Sequences.cat(parts, pad_id=pad if pad is not None else min(self._stop, default=0))
         return found.select(found["group"].argsort(stable=True))
+
+
+def _sequences(tensors: dict[str, Tensor]) -> Sequences:
+    masks = {name: tensors.pop(name) for name in _MASKS}
+    return Sequences(**masks, columns=tensors)
 
 
 _MASKS = ("input_ids", "attention_mask", "response_mask")
@@ -222,10 +234,15 @@ def _described(inner: Any, dtype: torch.dtype) -> dict[str, Any]:
 
 def _made(described: dict[str, Any]) -> Any:
     """The model of :func:`_described`, with other weights."""
-    model, config = (
-        functools.reduce(getattr, name.split("."), importlib.import_module(module))
-        for module, name in (described[part].split(":") for part in ("class", "config"))
-    )
+
+    def named(kind: str) -> Any:
+        module, name = kind.split(":")
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+        return found
+
+    model, config = named(described["class"]), named(described["config"])
     return model(config.from_dict(described["settings"])).to(getattr(torch, described["dtype"])).eval()
 
 
@@ -268,17 +285,17 @@ def _answers(link: Link, model: Any, asked: dict[str, Any]) -> dict[str, Tensor]
     return dict(found.columns) | {name: getattr(found, name) for name in _MASKS}
 
 
-def _store(rank: int) -> dist.Store:
+def _store(rank: int) -> Any:
     """Through which processes find each other: the launcher's, or one that the first process opens next to it."""
     host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
     launchers = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     port, opens = (port, False) if launchers else (port + 1, rank == 0)
-    store = dist.TCPStore(host, port, is_master=opens, wait_for_workers=False, timeout=timedelta(minutes=5))
-    return dist.PrefixStore(f"thrifty {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = _dist.TCPStore(host, port, is_master=opens, wait_for_workers=False, timeout=timedelta(minutes=5))
+    return _dist.PrefixStore(f"thrifty {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _own(device: torch.device) -> torch.device:
-    if device.type == "cuda" and device.index is None:
+    if str(device) == "cuda":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return device
 
@@ -291,3 +308,4 @@ def _end(link: Link) -> None:
         link.announce({"do": "end"})
     except RuntimeError as error:
         _log.debug("the sampling processes are gone: %s", error)
+    link.close()
