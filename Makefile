@@ -41,7 +41,7 @@ index: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("thrifty needs Python 3.11 or newer: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch -e ".[lm,rl,dev]"
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch -e ".[lm,rl,nas,vision,dev]"
 	touch $(READY)
 
 clean:

@@ -10,8 +10,9 @@ from thrifty.claims import dsnot, flap
 from thrifty.claims.compare import arms
 from thrifty.claims.harness import measure
 from thrifty.data.tasks import Problem
+from thrifty.shrink.baselines import Magnitude, Wanda
 from thrifty.shrink.measure import accuracy, latency, perplexity, size
-from thrifty.shrink.tasks import TASKS, scores, small
+from thrifty.shrink.tasks import TASKS, evaluate, scores, shrunk, small
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,17 @@ def test_every_condition_can_be_judged_on_what_the_arms_return(claim, problem, t
 def test_the_comparison_runs_the_papers_and_the_baselines():
     names = set(arms("shrink", TASKS["small-decoder"]))
     assert {"flap", "dsnot", "dense", "magnitude", "wanda", "sparsegpt", "wanda-sp", "magnitude-sp"} <= names
+
+
+def test_of_several_settings_the_one_counts_that_is_best_on_text_held_out_for_choosing(problem):
+    methods = (Magnitude(), Wanda())
+    models = [shrunk(method, problem) for method in methods]
+    on_valid = [perplexity(model, problem.valid) for model in models]
+    # Other text than that of the scores, and other results.
+    assert on_valid[0] != on_valid[1]
+    best = models[on_valid.index(min(on_valid))]
+    assert evaluate(methods, problem)["perplexity"] == pytest.approx(perplexity(best, problem.test))
+    assert evaluate(methods[0], problem)["perplexity"] == pytest.approx(perplexity(models[0], problem.test))
 
 
 def test_perplexity_is_that_of_the_models_own_loss(llama, windows):

@@ -22,7 +22,7 @@ from thrifty.data.text import texts
 log = logging.getLogger("thrifty")
 Kind = Literal["pictures", "texts", "features"]
 PICTURE_SETS, TEXT_SETS = ("fashion-mnist", "digits", "mnist"), ("sarcasm", "bbc-news", "spam")
-_PICTURE_FILES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+PICTURE_FILES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +168,7 @@ def _folder(path: Path) -> Labelled:
     test: list[bool] = []
     for part in parts if given else [path]:
         for folder in sorted(inside for inside in part.iterdir() if inside.is_dir()):
-            found = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURE_FILES)
+            found = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURE_FILES)
             files += found
             labels += [folder.name] * len(found)
             test += [part.name == "test"] * len(found)
@@ -177,12 +177,23 @@ def _folder(path: Path) -> Labelled:
     return Labelled(files, np.array(labels), np.array(test) if given else None, "pictures", name=path.name)
 
 
-def _arrays(path: Path) -> Labelled:
+def npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an NPZ file.
+
+    Raises
+    ------
+    InputError
+        When it is none, or holds pickles.
+    """
     try:
         with np.load(path, allow_pickle=False) as bundle:
-            arrays = {name: bundle[name] for name in bundle.files}
+            return {name: bundle[name] for name in bundle.files}
     except (OSError, ValueError) as error:
         raise InputError(f"{path.name} is no readable NPZ file without pickles ({type(error).__name__})") from error
+
+
+def _arrays(path: Path) -> Labelled:
+    arrays = npz_arrays(path)
     for name in ("x", "y"):
         if name not in arrays:
             raise InputError(f"{path.name} has no array {name!r}: it has {', '.join(arrays) or 'none'}")
@@ -226,3 +237,40 @@ def _column(values: Sequence[Any], path: Path, name: str) -> Labels:
     if any(isinstance(value, str) for value in values):
         return np.array([str(value) for value in values])
     return as_labels(np.array(values))
+
+
+def some_letters(classes: int = 200, drawings: int = 16) -> Labelled:
+    """Letters that many fonts draw, as many drawings of each: always the same, so that features are computed once.
+
+    Parameters
+    ----------
+    classes
+        How many letters.
+    drawings
+        How many drawings of each.
+
+    Raises
+    ------
+    InputError
+        When there are fewer letters with so many drawings.
+    """
+    drawn = letters()
+    random = np.random.default_rng(0)
+    having = np.flatnonzero(np.bincount(drawn.labels) >= drawings)
+    if len(having) < classes:
+        raise InputError(
+            f"{len(having)} letters have {drawings} drawings, fewer than {classes}: ask for fewer of either"
+        )
+    pool = random.permutation(having)[:classes]
+    rows = np.concatenate([random.permutation(np.flatnonzero(drawn.labels == name))[:drawings] for name in pool])
+    return Labelled(drawn.images[rows], drawn.labels[rows], None, "pictures", drawn.font[rows], "letters")
+
+
+def place_in_class(labels: Labels) -> NDArray[np.float64]:
+    """Where each example stands among those of its class, from 0 to below 1: what is below 0.75 is three quarters of
+    each class."""
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.argsort(codes, kind="stable")
+    place = np.empty(len(codes))
+    place[order] = np.arange(len(codes)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return place / counts[codes]

@@ -6,6 +6,7 @@ tensors. Checking, moving, chunking, growing classes, saving and loading are her
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from thrifty.adapt.accumulator import Labels, as_labels, precise, row_chunks
+from thrifty.adapt.stream import StreamKind
 from thrifty.core.checkpoint import load_tree, save_tree
 from thrifty.core.errors import InputError
 
@@ -36,6 +38,8 @@ class StreamingHead(ClassifierMixin, BaseEstimator, ABC):
     """
 
     paper_id: ClassVar[str]
+    usual_stream: ClassVar[StreamKind] = "class"
+    """The protocol that the paper measures the head on."""
     classes_: Labels
     n_features_in_: int
 
@@ -209,10 +213,10 @@ class StreamingHead(ClassifierMixin, BaseEstimator, ABC):
         labels = y.detach().cpu().numpy() if isinstance(y, Tensor) else y
         if not isinstance(X, Tensor):
             X, labels = validate_data(self, X, labels, reset=reset, dtype=(np.float64, np.float32))
-            check_classification_targets(labels)
+            _check_targets(labels)
             return torch.from_numpy(np.require(X, requirements=["C", "W"])), as_labels(labels)
         names = as_labels(labels)
-        check_classification_targets(names)
+        _check_targets(names)
         features = self._checked(X, None if reset else self.n_features_in_)
         if len(features) != len(names):
             raise InputError(f"{len(features)} feature rows came with {len(names)} labels")
@@ -250,3 +254,10 @@ class StreamingHead(ClassifierMixin, BaseEstimator, ABC):
         for part in row_chunks(len(features), max(features.shape[1], len(self.classes_))):
             chunk = features[part]
             yield chunk.to(precise(chunk.device), torch.float64)
+
+
+def _check_targets(labels: Any) -> None:
+    """Labels must be classes; that few examples have many of them, as in few-shot sessions, is nothing to warn of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes")
+        check_classification_targets(labels)

@@ -30,6 +30,15 @@ def normalise_rows(features: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
     return features / norms.clamp(min=EPSILON)
 
 
+def unit_rows(features: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    """:func:`normalise_rows`, with a warning where a row of zeros has no direction."""
+    zero = int((~features.any(1)).sum())
+    if zero:
+        message = f"{zero} of {len(features)} feature rows are all zero: they have no direction and stay zero"
+        warnings.warn(message, UserWarning, stacklevel=2)
+    return normalise_rows(features)
+
+
 def nearest_mean_scores(features: Float[Tensor, "N D"], means: Float[Tensor, "C D"]) -> Float[Tensor, "N C"]:
     """``2 z·μ_c − ‖μ_c‖²``: minus the squared distance to each mean, up to ``‖z‖²``, which all classes share."""
     return 2 * features @ means.T - means.square().sum(1)
@@ -174,13 +183,7 @@ class NMC(StreamingHead):
             accumulator.add(self._normalised(chunk), labels[part])
 
     def _normalised(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        if not self.normalize:
-            return features
-        zero = int((~features.any(1)).sum())
-        if zero:
-            message = f"{zero} of {len(features)} feature rows are all zero: they have no direction and stay zero"
-            warnings.warn(message, UserWarning, stacklevel=2)
-        return normalise_rows(features)
+        return unit_rows(features) if self.normalize else features
 
     def _means(self) -> Float[Tensor, "C D"]:
         means = self.accumulator_.means

@@ -1,10 +1,10 @@
-"""Streams of sessions: class-incremental, domain-incremental and overlapping, as plain data."""
+"""Streams of sessions as plain data: class-incremental, domain-incremental and overlapping."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from thrifty.core.errors import InputError
 from thrifty.core.seeding import derive_seed
 
 Index = NDArray[np.int64]
+StreamKind = Literal["class", "overlapping", "si-blurry", "mixed", "few-shot", "domain", "recorded"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,8 @@ class Stream:
         For each of the T sessions the rows of ``train_x`` it brings, in the order they come.
     tests
         For each test group its rows of ``test_x``: T groups, one a session, or a single one. A later one may be empty.
+    base_classes
+        The classes of a base session that is set apart from the later ones, as few-shot streams have it.
 
     Raises
     ------
@@ -45,6 +48,7 @@ class Stream:
     test_y: Labels
     sessions: tuple[Index, ...]
     tests: tuple[Index, ...]
+    base_classes: Labels | None = None
 
     def __post_init__(self) -> None:
         if not self.sessions:
@@ -67,11 +71,19 @@ class Stream:
         """The same sessions in another order."""
         tests = self.tests if len(self.tests) == 1 else tuple(self.tests[i] for i in order)
         sessions = tuple(self.sessions[i] for i in order)
-        return Stream(self.train_x, self.train_y, self.test_x, self.test_y, sessions, tests)
+        return replace(self, sessions=sessions, tests=tests)
 
 
 def class_incremental(
-    train_x: Any, train_y: Any, test_x: Any, test_y: Any, tasks: int, *, seed: int = 0, shuffle: bool = True
+    train_x: Any,
+    train_y: Any,
+    test_x: Any,
+    test_y: Any,
+    tasks: int,
+    *,
+    seed: int = 0,
+    shuffle: bool = True,
+    stochastic: bool = False,
 ) -> Stream:
     """T tasks of disjoint classes, as even as the number of classes allows ("T-split").
 
@@ -83,6 +95,8 @@ def class_incremental(
         T, at most the number of classes.
     seed
         Draws which classes come when (unless not ``shuffle``: then in sorted order) and the order within a task.
+    stochastic
+        Draw how many classes each task has, at least one, instead of as even numbers as there can be.
 
     Raises
     ------
@@ -90,12 +104,15 @@ def class_incremental(
         When there are more tasks than classes, or a class has no train or no test example.
     """
     train, test = as_labels(train_y), as_labels(test_y)
-    classes = _classes(train, test)
+    classes = shared_classes(train, test)
     if not 1 <= tasks <= len(classes):
         raise InputError(f"{len(classes)} classes can't be split into {tasks} tasks: give 1 to {len(classes)}")
     random = np.random.default_rng(derive_seed(seed, "class-incremental"))
     order = random.permutation(classes) if shuffle else classes
-    groups = np.array_split(order, tasks)
+    if stochastic:
+        groups = np.split(order, np.sort(random.choice(np.arange(1, len(classes)), tasks - 1, replace=False)))
+    else:
+        groups = np.array_split(order, tasks)
     sessions = tuple(random.permutation(np.flatnonzero(np.isin(train, group))) for group in groups)
     tests = tuple(np.flatnonzero(np.isin(test, group)) for group in groups)
     return Stream(train_x, train, test_x, test, sessions, tests)
@@ -158,9 +175,10 @@ def overlapping(
     *,
     disjoint: float = 0.5,
     blurry: float = 0.1,
+    stochastic: bool = False,
     seed: int = 0,
 ) -> Stream:
-    """Generalised class-incremental sessions ("Si-blurry"): some classes belong to one task, the others are mixed.
+    """Generalised class-incremental sessions: some classes belong to one task, the others are mixed ("i-Blurry").
 
     Parameters
     ----------
@@ -173,6 +191,8 @@ def overlapping(
     blurry
         Share of the other classes' training examples, in [0, 1], that come in a session drawn at random instead of
         their class's own.
+    stochastic
+        Draw how many classes each task has too ("Si-Blurry"), instead of as even numbers as there can be.
     seed
         Draws the classes, the mixing and the order.
 
@@ -189,7 +209,7 @@ def overlapping(
     for name, share in (("disjoint", disjoint), ("blurry", blurry)):
         if not 0 <= share <= 1:
             raise InputError(f"{name} is a share between 0 and 1, not {share}")
-    base = class_incremental(train_x, train_y, test_x, test_y, tasks, seed=seed)
+    base = class_incremental(train_x, train_y, test_x, test_y, tasks, seed=seed, stochastic=stochastic)
     random = np.random.default_rng(derive_seed(seed, "overlapping"))
     classes = np.unique(base.train_y)
     pure = random.permutation(classes)[: round(disjoint * len(classes))]
@@ -198,14 +218,49 @@ def overlapping(
         home[rows] = session
     moved = ~np.isin(base.train_y, pure) & (random.random(len(home)) < blurry)
     home[moved] = random.integers(tasks, size=int(moved.sum()))
-    first = {name: home[base.train_y == name].min() for name in classes.tolist()}
-    arrival = np.array([first[name] for name in base.test_y.tolist()])
-    sessions = tuple(random.permutation(np.flatnonzero(home == session)) for session in range(tasks))
+    return by_arrival(base.train_x, base.train_y, base.test_x, base.test_y, home, tasks, random)
+
+
+def by_arrival(
+    train_x: Any,
+    train_y: Labels,
+    test_x: Any,
+    test_y: Labels,
+    home: Index,
+    tasks: int,
+    random: np.random.Generator | None = None,
+) -> Stream:
+    """A stream from the session of each training example; a class is tested from its first session on.
+
+    Parameters
+    ----------
+    train_x, train_y, test_x, test_y
+        As for :class:`Stream`.
+    home
+        ``[N]``: the session in which each training example comes, from 0 to ``tasks - 1``.
+    tasks
+        T.
+    random
+        Draws the order within a session; as given when ``None``.
+    """
+    classes = shared_classes(train_y, test_y)
+    first = np.full(len(classes), tasks, dtype=np.int64)
+    np.minimum.at(first, np.searchsorted(classes, train_y), home)
+    arrival = first[np.searchsorted(classes, test_y)]
+    sessions = [np.flatnonzero(home == session) for session in range(tasks)]
     tests = tuple(np.flatnonzero(arrival == session) for session in range(tasks))
-    return Stream(base.train_x, base.train_y, base.test_x, base.test_y, sessions, tests)
+    ordered = tuple(rows if random is None else random.permutation(rows) for rows in sessions)
+    return Stream(train_x, train_y, test_x, test_y, ordered, tests)
 
 
-def _classes(train: Labels, test: Labels) -> Labels:
+def shared_classes(train: Labels, test: Labels) -> Labels:
+    """The sorted classes of training and test examples.
+
+    Raises
+    ------
+    InputError
+        When there is no example, or a class has none in one of the parts.
+    """
     if not len(train) or not len(test):
         raise InputError(f"there are {len(train)} training and {len(test)} test examples: both are needed")
     classes = np.unique(train)

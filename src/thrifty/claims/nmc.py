@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thrifty.adapt.baselines import Joint, LinearHead
+from thrifty.adapt.data import place_in_class, some_letters
 from thrifty.adapt.evaluation import Head, run_stream
 from thrifty.adapt.nmc import NMC
 from thrifty.adapt.stream import Stream, class_incremental
 from thrifty.claims.harness import Claim, Condition
 from thrifty.core.seeding import derive_seed
 from thrifty.data.images import images
-from thrifty.data.letters import letters
 from thrifty.nets.encoders import load_encoder
 from thrifty.nets.extraction import extract
 
@@ -42,11 +42,8 @@ def _prepare(seed: int, quick: bool, directory: Path) -> Problem:  # noqa: ARG00
     random = np.random.default_rng(derive_seed(seed, "nmc"))
     chosen = random.permutation(np.unique(labels))[:CLASSES]
     rows = random.permutation(np.flatnonzero(np.isin(labels, chosen)))
-    # Each example's place among those of its class: the last quarter is for testing, the quarter before for choosing.
-    order = np.argsort(labels[rows], kind="stable")
-    starts = np.searchsorted(labels[rows][order], labels[rows][order])
-    place = np.empty(len(rows))
-    place[order] = (np.arange(len(rows)) - starts) / np.bincount(labels)[labels[rows][order]]
+    # The last quarter of each class is for testing, the quarter before for choosing.
+    place = place_in_class(labels[rows])
 
     def stream(train: NDArray[np.bool_], test: NDArray[np.bool_]) -> Stream:
         a, b = rows[train], rows[test]
@@ -57,11 +54,8 @@ def _prepare(seed: int, quick: bool, directory: Path) -> Problem:  # noqa: ARG00
 
 def _letters() -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
     """The features of 16 drawings of each of 200 letters: the same for all seeds, so computed once."""
-    drawn = letters()
-    random = np.random.default_rng(0)
-    pool = random.permutation(np.flatnonzero(np.bincount(drawn.labels) >= DRAWINGS))[:POOL]
-    rows = np.concatenate([random.permutation(np.flatnonzero(drawn.labels == name))[:DRAWINGS] for name in pool])
-    return extract(load_encoder("efficientnet-lite0"), drawn.images[rows]), drawn.labels[rows], TASKS
+    pool = some_letters(POOL, DRAWINGS)
+    return extract(load_encoder("efficientnet-lite0"), pool.inputs), pool.labels, TASKS
 
 
 def _digits() -> tuple[NDArray[np.float32], NDArray[np.int64], int]:

@@ -60,7 +60,7 @@ CLAIM = Claim(
         Condition("solve rate", "pure prm+vr", "pure prm"),
         Condition("solve rate", "pure prm+vr", "pure vr"),
     ),
-    seeds=6,
+    seeds=4,
     tried=(
         "The score of repeated steps was chosen on one seed (with other prompts). At +0.1 no arm collapses within 60 "
         "updates. At +0.25 and above, the transform without a verifier runs to the length limit too at the larger "

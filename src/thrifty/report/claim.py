@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from thrifty.report.along import along_plot, curves
 from thrifty.report.html import Html, badge, embedded, join, table, tag
 from thrifty.report.plots import arms_plot
 from thrifty.report.tables import claim_table, condition_table, number
@@ -36,6 +37,7 @@ def claim_section(result: Mapping[str, Any], plot: Html | None = None) -> Html:
     parts.append(tag("figure", _embedded(result) if plot is None else plot))
     if result.get("axes"):
         parts.append(tag("figure", _tradeoff(result)))
+    parts += [tag("figure", _along(result, name)) for name in curves(result)]
     if result.get("conditions"):
         rows = [row | {"verdict": badge(str(row["verdict"]))} for row in condition_table(result)]
         parts.append(table(rows, "Conditions"))
@@ -85,3 +87,9 @@ def _tradeoff(result: Mapping[str, Any]) -> Html:
     alt = f"{y} against {x}: a point for each of {', '.join(result['arms'])}; the numbers are in the table of arms."
     with tempfile.TemporaryDirectory() as temporary:
         return embedded(tradeoff_plot(result, Path(temporary) / "tradeoff.svg"), alt)
+
+
+def _along(result: Mapping[str, Any], name: str) -> Html:
+    alt = f"{name} of {', '.join(curves(result)[name])} after each session, with 95% intervals."
+    with tempfile.TemporaryDirectory() as temporary:
+        return embedded(along_plot(result, name, Path(temporary) / "along.svg"), alt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -43,10 +43,30 @@ class Inputs:
         default the history of a small run that is made on the spot.
     steps_per_epoch
         How many steps of a log make an epoch, where it has no ``epoch``.
+    target
+        For selection from an open set: the small unlabelled set to select for. A folder of pictures, an NPY or NPZ file
+        of pictures or features, ``letters``, ``fashion-mnist``, ``digits`` or ``mnist``; an embedded one by default.
+    pool
+        The large unlabelled set to select from, in the same forms.
+    model
+        The encoder of both: ``efficientnet-lite0``, the folder or hub id of a Hugging Face vision model. By default a
+        small network that is trained on the target alone, without labels.
+    retrieval_epochs
+        Passes over the target in that training (the paper makes 1,000).
+    image_size
+        Pixels a side of what that network sees.
+    views
+        Its random views: ``natural`` (crops, mirroring, colours) or ``drawing`` (nothing mirrored).
     """
 
     data: str | None = None
     steps_per_epoch: int = 8
+    target: str | None = None
+    pool: str | None = None
+    model: str | None = None
+    retrieval_epochs: float = 100.0
+    image_size: int = 28
+    views: Literal["natural", "drawing"] = "drawing"
 
     def __post_init__(self) -> None:
         if self.steps_per_epoch < 1:
@@ -54,7 +74,7 @@ class Inputs:
 
 
 def run(method: HistorySelector, inputs: Inputs, run: Run) -> dict[str, Any]:
-    """Selects prompts by their history.
+    """Selects by the method's own way, or prompts by their history.
 
     ``selected.jsonl`` in the run's directory has the id, the score and (if known) the text of each selected prompt, the
     best first; ``scores.jsonl`` has all prompts, in the history's order. Without data of one's own, the embedded
@@ -65,6 +85,9 @@ def run(method: HistorySelector, inputs: Inputs, run: Run) -> dict[str, Any]:
     InputError
         When the history can't be read or scored, or no prompt is selected: the best score is named.
     """
+    if hasattr(method, "demonstrate"):
+        found: dict[str, Any] = method.demonstrate(inputs, run)
+        return found
     if inputs.data is None:
         history = record_history(elicitation_pool(run.seed), run.seed)
         history.save(run.directory / "history.jsonl", overwrite=True)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Protocol, TypeVar
 
+import torch
 from torch import nn
 
 from thrifty.core.errors import InputError
 from thrifty.core.run import Run
+
+M = TypeVar("M")
 
 
 class Shrinker(Protocol):
@@ -51,6 +57,26 @@ def shrink_with(method: Shrinker, model: nn.Module, given: Mapping[str, Any], ru
     if run is not None and "run" in inspect.signature(method.shrink).parameters:
         taken["run"] = run
     return method.shrink(model, **taken)
+
+
+@contextlib.contextmanager
+def scratch_run(device: str = "cpu") -> Iterator[Run]:
+    """A run that leaves nothing behind, with the seed that the generators had: for comparing methods.
+
+    Parameters
+    ----------
+    device
+        Where to train.
+    """
+    with tempfile.TemporaryDirectory() as folder, Run(folder, seed=torch.initial_seed() % 2**31, device=device) as run:
+        yield run
+
+
+def with_settings(method: M, settings: Mapping[str, Any]) -> M:
+    """A method with other values in those of the named fields that it has."""
+    names = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]
+    found: M = dataclasses.replace(method, **{k: v for k, v in settings.items() if k in names})  # type: ignore[type-var]
+    return found
 
 
 def check_sparsity(sparsity: float) -> None:

@@ -18,6 +18,7 @@ from thrifty.shrink.decoder_storing import load_decoder, save_decoder
 from thrifty.shrink.measure import measured, removed
 from thrifty.shrink.tasks import MODEL, NEWS
 from thrifty.shrink.text import held_out, read_texts
+from thrifty.shrink.training import Windows
 
 _log = logging.getLogger("thrifty")
 
@@ -61,7 +62,7 @@ def run(method: Shrinker, inputs: Inputs, run: Run) -> dict[str, Any]:
     judged = _judged(test, tokenizer, inputs, draw)
     before = measured(model, judged, tokenizer, inputs.problems)
     started = time.perf_counter()
-    smaller = shrink_with(method, model, {"windows": windows}, run)
+    smaller = shrink_with(method, model, {"windows": windows, "training": Windows(windows)}, run)
     seconds = time.perf_counter() - started
     after = measured(smaller, judged, tokenizer, inputs.problems)
     plain = save_decoder(smaller, run.directory / "model", tokenizer)

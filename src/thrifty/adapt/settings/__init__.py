@@ -1,0 +1,1 @@
+"""Settings in which claims of the room are measured."""
