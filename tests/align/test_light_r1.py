@@ -270,7 +270,7 @@ def test_wrong_input_is_said(model_folder: Path, data: Path, capsys: Any) -> Non
     assert cli.main(["run", "light-r1", *common]) == 2
     assert "give --teacher FILE" in capsys.readouterr().err
     assert cli.main(["run", "light-r1", "--model", str(model_folder), "--task", "arithmetic", "--out", "mine"]) == 2
-    assert "give --data with --task arithmetic" in capsys.readouterr().err
+    assert "the embedded questions are chains, not arithmetic: give --data" in capsys.readouterr().err
     answers = read_teacher("teacher.jsonl", [*ASKED, {"prompt": "new"}])
     assert answers[0] == ["the sum is 2", "the dog"]
     assert answers[-1] == []

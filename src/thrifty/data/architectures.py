@@ -18,7 +18,7 @@ _NAME = "nas-bench-graph"
 # Entered here and not in `assets`, on which the stored results of all claims with fetched data depend.
 ASSETS[_NAME] = Asset(
     _NAME,
-    "tasks",
+    "tables",
     "NAS-Bench-Graph: 26,206 graph networks trained on 8 data sets each",
     "Apache-2.0 (package)",
     2.2,
